@@ -1,0 +1,14 @@
+"""What all tests share: how hypothesis explores, and nothing else.
+
+By default its examples are the same in every run, so a red build can be repeated by anyone.
+`HYPOTHESIS_PROFILE=explore` draws fresh ones, and more of them.
+"""
+
+import os
+
+from hypothesis import settings
+
+# No deadline: on a busy machine a slow example says nothing about the code.
+settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("explore", max_examples=2_000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
