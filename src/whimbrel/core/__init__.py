@@ -1,0 +1,1 @@
+"""The engine: everything whimbrel decides, as pure state machines without I/O, clocks or randomness."""

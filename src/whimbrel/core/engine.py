@@ -1,0 +1,433 @@
+"""The engine: everything a client decides, in one object without I/O. See ``core.contract``.
+
+It composes the link, the outbox, the timeline and the token, and keeps the one rule that makes the
+promise hold: what the app or the server is told rests on committed state. Inputs change the state
+in memory and gather ``Changes``; the driver commits them; only then do messages leave, receipts go
+out and events reach the app. A failed commit throws the uncommitted state away: the driver reloads,
+the links are opened anew, and the server's answers are asked for again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+
+from whimbrel import model
+from whimbrel import protocol as p
+from whimbrel.core import contract as c
+from whimbrel.core.calls import Calls
+from whimbrel.core.explain import explain
+from whimbrel.core.items import Items
+from whimbrel.core.life import Entry, update_of
+from whimbrel.core.link import LinkMachine
+from whimbrel.core.linkstate import LinkState
+from whimbrel.core.outbox import Outbox
+from whimbrel.core.rows import message_of, status_of
+from whimbrel.core.staging import Staging
+from whimbrel.core.timeline import Timeline
+from whimbrel.core.tokens import Tokens
+from whimbrel.errors import InvalidArgument, NotFound, QueueFull, StoreUnavailable
+from whimbrel.model import SendState
+
+_ITEM_BYTES = 100
+_WRITABLE_BYTES = 64 * 1024
+
+
+class Engine:
+    """One device's engine; see the module and ``core.contract``."""
+
+    def __init__(
+        self, snapshot: c.Snapshot, settings: c.Settings, sources: c.Sources, *, device: str, now: float = 0.0
+    ) -> None:
+        self._settings = settings
+        self._sources = sources
+        self.device = device
+        self.link = LinkMachine(settings, sources)
+        self.tokens = Tokens(settings, sources)
+        self.counts: Counter[str] = Counter()
+        """``stale``, ``commit_failed``: what happened beside the machines' own transitions."""
+        self._staging = Staging()
+        self._calls = Calls(settings.calls_max)
+        self._typing: dict[str, bool] = {}
+        self._greet: list[int] = []
+        self._auth_due = False
+        self._writable: dict[int, int] = {}
+        self._reloading = False
+        self._restart = False
+        self._shown: model.ConnectionChanged | None = None
+        self._load(snapshot, now)
+
+    def _load(self, snapshot: c.Snapshot, now: float) -> None:
+        self._meta = dict(snapshot.meta)
+        self.items = Items(self._meta, self.link, self._calls, self._staging)
+        self.outbox = self.items.outbox = Outbox(self._settings, self._sources, self._on_update)
+        counters = {row.id: (row.stream, row.last_n) for row in snapshot.conversations}
+        self.outbox.load(snapshot.outbox, counters, now)
+        self.timeline = self.items.timeline = Timeline(
+            self._settings,
+            changes=lambda: self._staging.changes,
+            row_for=self.items.row_for,
+            on_applied=self._on_applied,
+            wall=self._sources.wall,
+        )
+        self.timeline.load(snapshot, user=self._meta.get("user", ""))
+
+    # --- commands ----------------------------------------------------------------------------
+
+    def submit(self, command: c.Command, now: float) -> str | None:
+        """Take a command in; for ``SendMessage`` gives the message's id.
+
+        Raises ``QueueFull``, ``InvalidArgument``, ``NotFound`` (the conversation was left),
+        ``StoreUnavailable`` (it is being reopened); then nothing has changed. A key that is queued
+        already gives the same id again.
+        """
+        match command:
+            case c.SendMessage():
+                return self._send(command)
+            case c.RetryMessage(id=id):
+                self._retry(id, now)
+            case c.CancelMessage(id=id):
+                entry = self.outbox.by_id.get(id)
+                if entry is not None:
+                    self.outbox.cancel(entry)
+            case c.MarkRead(conversation=conversation, seq=seq):
+                log = self.timeline.logs.get(conversation)
+                if log is not None and min(seq, log.row.position) > log.row.read:
+                    self.timeline.change(log, read=min(seq, log.row.position))
+            case c.SetTyping(conversation=conversation, on=on):
+                if self.link.active is not None and len(self._typing) < self._settings.calls_max:
+                    self._typing[conversation] = on
+            case c.CallServer():
+                self._calls.add(command, now)
+            case _:
+                self._control(command, now)
+        return None
+
+    def _control(self, command: c.SetToken | c.TokenFailed | c.Connect | c.Disconnect, now: float) -> None:
+        match command:
+            case c.SetToken(token=token, expires_in_s=expires_in_s):
+                self.tokens.renewed(token, expires_in_s, now)
+                if token is None:
+                    self._sign_out(now)
+                else:
+                    self.link.signed_in(now)
+                    self._auth_due = self.link.active is not None
+                    self._staging.tell(model.AuthChanged(ok=True))
+            case c.TokenFailed(permanent=permanent):
+                self.tokens.failed(permanent, now)
+                if permanent:
+                    self._sign_out(now)
+                    self._staging.tell(model.AuthChanged(ok=False))
+            case c.Connect():
+                self.tokens.hurry()
+                self.link.start(now, signed_in=self.tokens.token is not None)
+                self.outbox.resume_failed(now)
+            case c.Disconnect():
+                self.link.stop()
+                self._link_lost()
+
+    def _send(self, command: c.SendMessage) -> str:
+        if self._reloading:
+            raise StoreUnavailable("the store is being reopened after a failure")
+        id = model.message_id(self.device, command.key)
+        if id in self.outbox.by_id:
+            return id
+        settings = self._settings
+        if len(self.outbox.by_id) >= settings.outbox_messages_max:
+            raise QueueFull(f"{settings.outbox_messages_max} messages wait already")
+        if self.outbox.bytes + len(command.body) > settings.outbox_bytes_max:
+            raise QueueFull(f"{settings.outbox_bytes_max} bytes wait already")
+        if not command.conversation or len(command.conversation) > p.ID_CHARS_MAX:
+            raise InvalidArgument(f"a conversation id has 1 to {p.ID_CHARS_MAX} characters")
+        if not command.key or len(command.key) > p.KEY_CHARS_MAX:
+            raise InvalidArgument(f"a key has 1 to {p.KEY_CHARS_MAX} characters")
+        known = self.timeline.logs.get(command.conversation)
+        if known is not None and known.row.left:
+            raise NotFound("you are no longer a member of this conversation")
+        log = self.timeline.log(command.conversation)
+        wall = self._sources.wall()
+        row = c.MessageRow(
+            id=id,
+            conversation=command.conversation,
+            sender=self._meta.get("user", ""),
+            role=command.role,
+            format=command.format,
+            body=command.body,
+            metadata=None if command.metadata is None else msgspec.json.encode(command.metadata).decode(),
+            reply_to=command.reply_to,
+            sent_at=wall,
+            own=True,
+            key=command.key,
+            on_reject=command.on_reject,
+            expires_at=None if command.expires_in_s is None else wall + command.expires_in_s,
+        )
+        self.outbox.queue(command.conversation, log.row.stream, log.row.last_n)
+        self._staging.entry(self.outbox.add(row))
+        self._staging.changes.messages[id] = msgspec.structs.replace(row)
+        self.timeline.change(log, last_n=row.n)
+        return id
+
+    def _retry(self, id: str | None, now: float) -> None:
+        if id is None:
+            self.outbox.resume_failed(now)
+            return
+        entry = self.outbox.by_id.get(id)
+        if entry is not None:
+            self.outbox.resume(entry, now)
+
+    # --- the links ---------------------------------------------------------------------------
+
+    def opened(self, link: int, now: float) -> None:
+        """A connection that ``OpenLink`` asked for stands."""
+        self._writable.setdefault(link, _WRITABLE_BYTES)
+        active = self.link.active
+        if self.link.opened(link, now):
+            self._greet.append(link)
+        if active is not None and self.link.active is None:
+            self._link_lost()
+
+    def closed(self, link: int, fault: c.Fault, now: float) -> None:
+        """A connection closed, or could not be opened."""
+        self._writable.pop(link, None)
+        if link in self._greet:
+            self._greet.remove(link)
+        active = link == self.link.active
+        if fault.status == 401 and self.link.knows(link):
+            self._token_refused(now)
+        self.link.closed(link, fault, now)
+        if active:
+            self._link_lost()
+
+    def alive(self, link: int, now: float) -> None:
+        """Bytes came, of whatever kind."""
+        self.link.alive(link, now)
+
+    def writable(self, link: int, size_bytes: int) -> None:
+        """How many more bytes this link may be given now."""
+        self._writable[link] = size_bytes
+
+    def receive(self, link: int, item: p.ServerItem | p.Unknown, now: float) -> None:
+        """Take in one item of the server. Of a link that is not active, only what opens or closes it."""
+        self.link.alive(link, now)
+        match item:
+            case p.Welcome():
+                if not self._reloading and self.link.welcomed(link, now, item.reconnect_spread_s):
+                    self._auth_due = False
+                    self.items.welcome(item, now)
+            case p.Error(code="unauthorized"):
+                if self.link.knows(link):
+                    self._token_refused(now)
+            case p.Goaway():
+                if link == self.link.active:
+                    self.link.goaway(link, item.reconnect_in_s, now, item.reason)
+                    self._link_lost()
+            case _:
+                if link != self.link.active:
+                    self.counts["stale"] += 1
+                    return
+                self.items.receive(item, now)
+                self._stage_counters()
+
+    def _link_lost(self) -> None:
+        self.outbox.link_down()
+        self.timeline.link_down()
+        self._typing.clear()
+
+    def _sign_out(self, now: float) -> None:
+        self.link.signed_out(now)
+        self._link_lost()
+
+    def _token_refused(self, now: float) -> None:
+        self.tokens.expired()
+        self._sign_out(now)
+
+    # --- what changed ------------------------------------------------------------------------
+
+    def _on_update(self, entry: Entry, before: SendState) -> None:
+        """The outbox changed a message: have it written, and tell the app when it is."""
+        row = entry.row
+        self._staging.changes.updates[row.id] = update_of(row)
+        if not entry.durable:
+            self._staging.entry(entry)
+        status = status_of(row, settings=self._settings)
+        if status is None or (row.state is before and row.state is not SendState.RETRYING):
+            return
+        self._staging.event(model.MessageChanged(id=row.id, conversation=row.conversation, status=status))
+        if row.state is SendState.FAILED and not row.can_retry and row.reason is not None:
+            text = row.attempts[-1].text if row.attempts else row.reason.value
+            self._staging.event(
+                model.PermanentFailure(id=row.id, conversation=row.conversation, reason=row.reason, text=text)
+            )
+
+    def _on_applied(self, row: c.MessageRow) -> None:
+        """The timeline put an entry in its place."""
+        if row.own and row.id in self._staging.changes.updates:
+            self._staging.changes.updates[row.id] = update_of(row)
+        self._staging.event(model.MessageReceived(message=message_of(row)))
+
+    def _stage_counters(self) -> None:
+        if not self.outbox.renumbered:
+            return
+        for conversation in self.outbox.renumbered:
+            queue = self.outbox.queues[conversation]
+            log = self.timeline.log(conversation)
+            self.timeline.change(log, stream=queue.stream, last_n=queue.last_n)
+        self.outbox.renumbered.clear()
+
+    def take_changes(self) -> c.Changes | None:
+        """What to write now in one transaction; None: nothing, or one is under way."""
+        return None if self._reloading else self._staging.take()
+
+    def committed(self, now: float) -> None:
+        """The Changes taken last are on disk."""
+        for entry in self._staging.committed():
+            self.outbox.made_durable(entry)
+
+    def commit_failed(self, now: float) -> None:
+        """The Changes could not be written: forget all that is not on disk; ``reload`` follows."""
+        self._reloading = True
+        self._restart = self.link.state is not LinkState.STOPPED
+        self.counts["commit_failed"] += 1
+        self.link.stop()
+        self._link_lost()
+        self._staging.forget()
+
+    def reload(self, snapshot: c.Snapshot, now: float) -> None:
+        """Start again from what is on disk."""
+        self._staging.forget()
+        self._load(snapshot, now)
+        self._reloading = False
+        if self._restart:
+            self.link.start(now, signed_in=self.tokens.token is not None)
+
+    # --- time --------------------------------------------------------------------------------
+
+    def handle_timer(self, now: float) -> None:
+        """Do what is due at ``now``."""
+        active = self.link.active
+        self.link.handle_timer(now)
+        if active is not None and self.link.active is None:
+            self._link_lost()
+        if not self._reloading:
+            self.outbox.handle_timer(now)
+            self._stage_counters()
+            self.timeline.handle_timer(now)
+        self._calls.handle_timer(now)
+
+    def next_deadline(self, now: float) -> float | None:
+        """When ``handle_timer``, then ``actions``, must be called at the latest."""
+        deadlines = [self._calls.next_deadline(), self.link.next_deadline()]
+        if not self._reloading:
+            deadlines.append(self.outbox.next_deadline(now))
+            deadlines.append(self.timeline.next_deadline(now, self.link.active))
+        if self.link.state is not LinkState.STOPPED:
+            deadlines.append(self.tokens.next_deadline(now))
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    # --- what to do --------------------------------------------------------------------------
+
+    def actions(self, now: float) -> list[c.Action]:
+        """What the driver must do now, derived from committed state; each is given once."""
+        out: list[c.Action] = []
+        if self.link.state is not LinkState.STOPPED and self.tokens.due(now):
+            self.tokens.refreshing = True
+            out.append(c.RefreshToken())
+        for link, reason in self.link.take_closes():
+            self._writable.pop(link, None)
+            out.append(c.CloseLink(link=link, reason=reason))
+        out.extend(c.OpenLink(link=link) for link in self.link.take_opens())
+        for link in self._greet:
+            if self.tokens.token is not None and self.link.knows(link):
+                hello = p.Hello(token=self.tokens.token, sync=self._meta.get("sync"))
+                out.append(c.SendItems(link=link, items=(hello,)))
+        self._greet.clear()
+        if self.link.active is not None:
+            items = self._items(self.link.active, now)
+            if items:
+                out.append(c.SendItems(link=self.link.active, items=tuple(items)))
+        self._show(now)
+        return out
+
+    def _items(self, link: int, now: float) -> list[p.ClientItem]:
+        items: list[p.ClientItem] = [p.Ping(id=id) for id in self.link.take_pings()]
+        if self._auth_due and self.tokens.token is not None:
+            items.append(p.Auth(token=self.tokens.token))
+            self._auth_due = False
+        if self._reloading:
+            return items
+        items.extend(p.Typing(conversation=name, on=on) for name, on in self._typing.items())
+        self._typing.clear()
+        items.extend(self.timeline.receipts(link, now))
+        unanswered = len(items)
+        items.extend(self._calls.due(link))
+        items.extend(self.timeline.fetches(link, now))
+        items.extend(self.outbox.take_asks())
+        budget = self._writable.get(link, _WRITABLE_BYTES) - len(items) * _ITEM_BYTES
+        for send in self.outbox.take(budget, now):
+            budget -= _ITEM_BYTES * 2 + (len(send.body) if isinstance(send, p.Send) else 0)
+            items.append(send)
+        self._writable[link] = max(0, budget)
+        if len(items) > unanswered:
+            self.link.sent(now)
+        return items
+
+    def _show(self, now: float) -> None:
+        shown, old = self.connection(now), self._shown
+        if old is None or (shown.state, shown.attempt, shown.quality) != (
+            old.state,
+            old.attempt,
+            old.quality,
+        ):
+            self._shown = shown
+            self._staging.tell(shown)
+
+    def events(self) -> list[model.Event]:
+        """What the app must be told now; drained."""
+        return self._staging.events()
+
+    def answers(self) -> list[c.CallAnswered]:
+        """What came of the calls; drained."""
+        return self._calls.answers()
+
+    # --- what an app may ask -----------------------------------------------------------------
+
+    @property
+    def pending(self) -> int:
+        """Own messages that are not settled."""
+        return len(self.outbox.by_id)
+
+    @property
+    def user(self) -> str:
+        """The user's name, once the server told it."""
+        return self._meta.get("user", "")
+
+    def status(self, id: str) -> model.SendStatus | None:
+        """The status of an unsettled own message; None: ask the store."""
+        entry = self.outbox.by_id.get(id)
+        if entry is None:
+            return None
+        if entry.row.state is SendState.PENDING and self.link.active is None:
+            return model.SendStatus(state=SendState.OFFLINE)
+        return status_of(entry.row, settings=self._settings)
+
+    def explain(self, id: str, now: float) -> model.Explanation | None:
+        """Why an unsettled own message is where it is; None: ask the store."""
+        entry = self.outbox.by_id.get(id)
+        status = self.status(id)
+        if entry is None or status is None:
+            return None
+        return explain(self, entry, status, now)
+
+    def connection(self, now: float) -> model.ConnectionChanged:
+        """Where the link stands."""
+        link = self.link
+        searching = link.public_state is model.ConnectionState.RECONNECTING
+        return model.ConnectionChanged(
+            state=link.public_state,
+            attempt=link.attempt,
+            next_in_s=max(0.0, link.next_probe_at - now) if searching else None,
+            latency_ms=None if link.rtt.srtt is None else link.rtt.srtt * 1000,
+            quality=link.quality,
+            cause=link.cause,
+        )

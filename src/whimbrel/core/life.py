@@ -1,0 +1,182 @@
+"""The life of one own message, and the queue of a conversation's unsettled ones.
+
+``TRANSITIONS`` is the machine. ``offline`` and ``read`` are not in it: a pending message reads as
+offline while there is no link, a delivered one as read by the receipts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+
+from whimbrel import protocol as p
+from whimbrel.core.contract import MessageRow, OutboxUpdate
+from whimbrel.model import FailureReason, SendState
+
+S = SendState
+
+TRANSITIONS: dict[SendState, dict[str, SendState]] = {
+    S.PENDING: {
+        "transmit": S.SENDING,
+        "deliver": S.DELIVERED,
+        "cancel": S.CANCELLED,
+        "void": S.CANCELLED,
+        "reject": S.FAILED,
+        "expire": S.FAILED,
+    },
+    S.SENDING: {
+        "accept": S.SENT,
+        "deliver": S.DELIVERED,
+        "lose_link": S.PENDING,
+        "hold": S.PENDING,
+        "fail": S.RETRYING,
+        "exhaust": S.FAILED,
+        "reject": S.FAILED,
+        "void": S.CANCELLED,
+        "expire": S.FAILED,
+    },
+    S.SENT: {
+        "transmit": S.SENDING,
+        "deliver": S.DELIVERED,
+        "lose_link": S.PENDING,
+        "hold": S.PENDING,
+        "fail": S.RETRYING,
+        "exhaust": S.FAILED,
+        "reject": S.FAILED,
+        "void": S.CANCELLED,
+        "expire": S.FAILED,
+    },
+    S.RETRYING: {
+        "transmit": S.SENDING,
+        "deliver": S.DELIVERED,
+        "resume": S.PENDING,
+        "cancel": S.CANCELLED,
+        "void": S.CANCELLED,
+        "reject": S.FAILED,
+        "expire": S.FAILED,
+    },
+    S.FAILED: {
+        "resume": S.PENDING,
+        "deliver": S.DELIVERED,
+        "cancel": S.CANCELLED,
+        "void": S.CANCELLED,
+        "reject": S.FAILED,
+        "expire": S.FAILED,
+    },
+    S.CANCELLED: {"transmit": S.CANCELLED, "void": S.CANCELLED, "lose_link": S.CANCELLED},
+    S.DELIVERED: {},
+}
+"""The life of a message. A pair that is not here does not happen: it would be our own mistake."""
+
+_OVERHEAD_BYTES = 200
+WIRED = frozenset({S.SENDING, S.SENT})
+"""The states of a message that is on the wire."""
+
+
+class Entry:
+    """One own message that is not settled."""
+
+    __slots__ = ("counts", "delivered_before", "durable", "left", "resume_at", "row", "sent_at", "wired")
+
+    def __init__(self, row: MessageRow, *, durable: bool, left: bool) -> None:
+        self.row = row
+        self.durable = durable
+        self.left = left
+        """It may have been on some wire: only the server can say what became of it."""
+        self.wired = False
+        """It is on the wire of the present link, unanswered."""
+        self.sent_at = 0.0
+        self.resume_at: float | None = None
+        self.delivered_before = 0
+        self.counts: Counter[FailureReason] = Counter(
+            attempt.reason for attempt in row.attempts[len(row.attempts) - row.retry_count :]
+        )
+        """Failed attempts of this round, by reason"""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes on the wire."""
+        return len(self.row.body) + _OVERHEAD_BYTES
+
+
+class Queue:
+    """The unsettled messages of one conversation, by number."""
+
+    __slots__ = (
+        "conversation",
+        "cursor",
+        "doubted",
+        "entries",
+        "hold_reason",
+        "hold_until",
+        "last_n",
+        "queued",
+        "stream",
+    )
+
+    def __init__(self, conversation: str, stream: int, last_n: int) -> None:
+        self.conversation = conversation
+        self.stream = stream
+        self.last_n = last_n
+        self.entries: dict[int, Entry] = {}
+        self.cursor = last_n + 1
+        """The next number to send on the present link."""
+        self.hold_until = 0.0
+        self.hold_reason = ""
+        self.doubted = 0
+        """How often in a row the first number was asked after without an answer."""
+        self.queued = False
+
+    def head(self) -> Entry | None:
+        """The first unsettled message."""
+        for entry in self.entries.values():
+            return entry
+        return None
+
+    def rewind(self) -> None:
+        """Begin again at the first unsettled number."""
+        head = self.head()
+        self.cursor = head.row.n if head is not None else self.last_n + 1
+
+
+def update_of(row: MessageRow) -> OutboxUpdate:
+    """What the store must write of an own message now."""
+    return OutboxUpdate(
+        id=row.id,
+        stream=row.stream,
+        n=row.n,
+        state=row.state or S.PENDING,
+        reason=row.reason,
+        can_retry=row.can_retry,
+        retry_count=row.retry_count,
+        last_retry_at=row.last_retry_at,
+        rounds=row.rounds,
+        attempts=row.attempts,
+        void=row.void,
+        seq=row.seq,
+        arrival=row.arrival,
+        delivered_at=row.delivered_at,
+    )
+
+
+def item_of(row: MessageRow) -> p.Send | p.Void:
+    """What goes over the wire for an own message: itself, or the void of its number."""
+    if row.void is not None:
+        return p.Void(
+            conversation=row.conversation, stream=row.stream, n=row.n, key=row.key or "", reason=row.void
+        )
+    return p.Send(
+        conversation=row.conversation,
+        stream=row.stream,
+        n=row.n,
+        key=row.key or "",
+        body=row.body,
+        format=row.format,
+        alg=row.alg,
+        role=row.role,
+        metadata=msgspec.json.decode(row.metadata) if row.metadata else None,
+        reply_to=row.reply_to,
+        sent_at=row.sent_at,
+        on_reject=row.on_reject,
+    )

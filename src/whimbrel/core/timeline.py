@@ -1,0 +1,371 @@
+"""The timeline: what this device knows of each conversation's log, without a gap.
+
+Per conversation there is a *position*: all entries up to it are in the store, or are legitimate
+holes the server told of (``floor``). The position changes only in the same ``Changes`` as the
+entries that justify it. An entry at ``position + 1`` is applied; one at or below it is a repeat;
+one beyond it is kept (bounded) until the gap before it was fetched. Wherever ``head`` is beyond
+``position`` there is something to fetch, and it is fetched until nothing is missing. A new ``epoch``
+means that the history was replaced: what was known of it is forgotten, what is unsent stays.
+
+Own messages come as ``Delivered`` (with their seq) on the sending device and as events in pages;
+both end here, merged by id, so that an own message takes its place in the order of arrival once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import msgspec
+
+from whimbrel import protocol as p
+from whimbrel.core.contract import Changes, ConversationRow, MessageRow, Settings, Snapshot
+
+
+class Log:
+    """One conversation as this device knows it."""
+
+    __slots__ = (
+        "buffer",
+        "fetch_at",
+        "fetch_failures",
+        "fetching",
+        "row",
+        "told_link",
+        "told_read",
+        "told_received",
+    )
+
+    def __init__(self, row: ConversationRow) -> None:
+        self.row = row
+        self.buffer: dict[int, MessageRow] = {}
+        """Entries beyond a gap, by seq."""
+        self.fetching: int | None = None
+        """The link on which a page was asked for."""
+        self.fetch_at = 0.0
+        """While fetching: when to give the answer up; else: not before."""
+        self.fetch_failures = 0
+        self.told_link: int | None = None
+        self.told_received = 0
+        self.told_read = 0
+        """The receipts last told, and on which link."""
+
+
+def row_of(event: p.Event) -> MessageRow:
+    """The row of a log entry that came from the server."""
+    return MessageRow(
+        id=event.id,
+        conversation=event.conversation,
+        kind=event.kind,
+        sender=event.sender,
+        role=event.role,
+        format=event.format,
+        body=event.body,
+        alg=event.alg,
+        metadata=None if event.metadata is None else msgspec.json.encode(event.metadata).decode(),
+        reply_to=event.reply_to,
+        sent_at=event.sent_at,
+        seq=event.seq,
+        delivered_at=event.at or None,
+    )
+
+
+class Timeline:
+    """All conversations; see the module. Writes into the ``Changes`` that ``changes()`` gives."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        changes: Callable[[], Changes],
+        row_for: Callable[[p.Event], MessageRow],
+        on_applied: Callable[[MessageRow], None],
+        wall: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._changes = changes
+        self._row_for = row_for
+        self._on_applied = on_applied
+        self._wall = wall
+        self.arrival = 0
+        self.user = ""
+        self.logs: dict[str, Log] = {}
+        self.counts: Counter[str] = Counter()
+        """``applied``, ``repeated``, ``buffered``, ``overflowed``, ``gap``, ``reset``, ``floor``."""
+        self._wanting: dict[str, Log] = {}
+        self._untold: dict[str, Log] = {}
+        self._fetches = 0
+        self._receipts_at: dict[str, float] = {}
+
+    # --- filling -----------------------------------------------------------------------------
+
+    def load(self, snapshot: Snapshot, user: str) -> None:
+        """Take over what was on disk."""
+        self.arrival = snapshot.arrival
+        self.user = user
+        for row in snapshot.conversations:
+            log = self.logs[row.id] = Log(row)
+            self._note(log)
+        for message in snapshot.buffered:
+            log = self.log(message.conversation)
+            if message.seq is not None and message.seq > log.row.position:
+                log.buffer[message.seq] = message
+
+    def log(self, conversation: str) -> Log:
+        """The log of a conversation, made (and written) if it is new."""
+        log = self.logs.get(conversation)
+        if log is None:
+            log = self.logs[conversation] = Log(ConversationRow(id=conversation))
+            self._changes().conversations[conversation] = log.row
+        return log
+
+    def change(self, log: Log, **fields: object) -> None:
+        """Set fields of the conversation's row and have it written."""
+        log.row = msgspec.structs.replace(log.row, **fields)
+        self._changes().conversations[log.row.id] = log.row
+        self._note(log)
+
+    # --- what comes from the server ----------------------------------------------------------
+
+    def head(self, head: p.Head) -> bool:
+        """The server tells how far a log goes, and what else may be new; True if anything was."""
+        log = self.log(head.conversation)
+        before = log.row
+        self._epoch(log, head.epoch)
+        fields: dict[str, object] = {}
+        if head.title is not None and head.title != log.row.title:
+            fields["title"] = head.title
+        if head.members is not None and head.members != log.row.members:
+            fields["members"] = head.members
+        if head.left != log.row.left:
+            fields["left"] = head.left
+        if head.seq > log.row.head:
+            fields["head"] = head.seq
+        if fields:
+            self.change(log, **fields)
+        for user, received, read in head.receipts:
+            self.receipt(log, user, received, read)
+        self._floor(log, head.floor)
+        return log.row is not before
+
+    def event(self, event: p.Event) -> None:
+        """One log entry, pushed or from a page."""
+        log = self.log(event.conversation)
+        self._epoch(log, event.epoch)
+        self._take(log, self._row_for(event))
+
+    def own(self, delivered: p.Delivered, row: MessageRow | None) -> None:
+        """An own message is entry ``seq``. Without its row (settled long ago) it is fetched like others."""
+        log = self.log(delivered.conversation)
+        self._epoch(log, delivered.epoch)
+        if row is not None:
+            self._take(log, row)
+        elif delivered.seq > log.row.position and delivered.seq > log.row.head:
+            self.change(log, head=delivered.seq)
+
+    def page(self, page: p.Page, now: float) -> None:
+        """The answer to a fetch."""
+        log = self.log(page.conversation)
+        self._end_fetch(log)
+        self._epoch(log, page.epoch)
+        before = log.row.position
+        if page.head > log.row.head:
+            self.change(log, head=page.head)
+        if page.since <= log.row.position:
+            self._floor(log, page.floor)
+        for event in page.events:
+            self._take(log, self._row_for(event))
+        if log.row.position == before and log.row.head > before and page.since == before:
+            self._fetch_failed(log, now)
+        else:
+            log.fetch_failures = 0
+
+    def fetch_error(self, conversation: str, code: str, now: float) -> None:
+        """A fetch was refused: gone for us, or to be tried later."""
+        log = self.logs.get(conversation)
+        if log is None or log.fetching is None:
+            return
+        self._end_fetch(log)
+        if code in ("not_found", "forbidden"):
+            self.change(log, left=True, head=log.row.position)
+        else:
+            self._fetch_failed(log, now)
+
+    def receipt(self, log: Log, user: str, received: int, read: int) -> bool:
+        """Merge a receipt by max; True if it moved. Our own says what the server has of us."""
+        if user == self.user:
+            row = log.row
+            if received <= row.received_acked and read <= row.read_acked and read <= row.read:
+                return False
+            self.change(
+                log,
+                received_acked=max(received, row.received_acked),
+                read_acked=max(read, row.read_acked),
+                read=max(read, row.read),
+            )
+            return True
+        receipts = {name: (got, seen) for name, got, seen in log.row.receipts}
+        old = receipts.get(user, (0, 0))
+        new = (max(old[0], received, read), max(old[1], read))
+        if new == old:
+            return False
+        before = self._read_by_all(log)
+        receipts[user] = new
+        self.change(log, receipts=tuple((name, got, seen) for name, (got, seen) in sorted(receipts.items())))
+        after = self._read_by_all(log)
+        if after > before:
+            self._changes().reads[log.row.id] = (after, self._wall())
+        return True
+
+    # --- what the engine sends ---------------------------------------------------------------
+
+    def fetches(self, link: int, now: float) -> list[p.Fetch]:
+        """Pages to ask for now: wherever something is missing and nothing is under way."""
+        out: list[p.Fetch] = []
+        for log in list(self._wanting.values()):
+            if self._fetches >= self._settings.fetches_max:
+                break
+            if log.fetching is not None or now < log.fetch_at:
+                continue
+            log.fetching = link
+            log.fetch_at = now + self._settings.fetch_timeout_s
+            self._fetches += 1
+            self.counts["gap"] += 1
+            out.append(p.Fetch(conversation=log.row.id, since=log.row.position, limit=self._settings.page))
+        return out
+
+    def receipts(self, link: int, now: float) -> list[p.Received | p.Read]:
+        """How far we have received and read, where the server may not know; each at most once a second."""
+        out: list[p.Received | p.Read] = []
+        for log in list(self._untold.values()):
+            row = log.row
+            if log.told_link != link:
+                log.told_link, log.told_received, log.told_read = link, row.received_acked, row.read_acked
+            if row.position <= log.told_received and row.read <= log.told_read:
+                continue
+            if now < self._receipts_at.get(row.id, 0.0):
+                continue
+            self._receipts_at[row.id] = now + self._settings.receipt_interval_s
+            if row.position > log.told_received:
+                log.told_received = row.position
+                out.append(p.Received(conversation=row.id, seq=row.position))
+            if row.read > log.told_read:
+                log.told_read = row.read
+                out.append(p.Read(conversation=row.id, seq=row.read))
+        return out
+
+    def link_down(self) -> None:
+        """What was asked for on the lost link is asked for again on the next."""
+        for log in self._wanting.values():
+            if log.fetching is not None:
+                self._end_fetch(log)
+            log.fetch_at = 0.0
+        self._receipts_at.clear()
+
+    def handle_timer(self, now: float) -> None:
+        """Give up on answers that do not come."""
+        for log in self._wanting.values():
+            if log.fetching is not None and now >= log.fetch_at:
+                self._end_fetch(log)
+                self._fetch_failed(log, now)
+
+    def next_deadline(self, now: float, link: int | None) -> float | None:
+        """When something is due at the latest."""
+        if link is None:
+            return None
+        due = [
+            log.fetch_at for log in self._wanting.values() if log.fetching is not None or log.fetch_at > now
+        ]
+        for log in self._untold.values():
+            told = log.told_link == link
+            if told and log.row.position <= log.told_received and log.row.read <= log.told_read:
+                continue
+            due.append(self._receipts_at.get(log.row.id, now))
+        return min(due) if due else None
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _note(self, log: Log) -> None:
+        row = log.row
+        if row.head > row.position:
+            self._wanting[row.id] = log
+        elif self._wanting.pop(row.id, None) is not None and log.fetching is not None:
+            self._end_fetch(log)
+        if not row.left and (row.position > row.received_acked or row.read > row.read_acked):
+            self._untold[row.id] = log
+        else:
+            self._untold.pop(row.id, None)
+
+    def _end_fetch(self, log: Log) -> None:
+        if log.fetching is not None:
+            log.fetching = None
+            log.fetch_at = 0.0
+            self._fetches -= 1
+
+    def _fetch_failed(self, log: Log, now: float) -> None:
+        log.fetch_failures += 1
+        log.fetch_at = now + min(2.0 ** (log.fetch_failures - 1), 30.0)
+
+    def _epoch(self, log: Log, epoch: str) -> None:
+        if not epoch or epoch == log.row.epoch:
+            return
+        if log.row.epoch:
+            self.counts["reset"] += 1
+            changes = self._changes()
+            changes.resets.append(log.row.id)
+            for id in [
+                i for i, row in changes.messages.items() if row.conversation == log.row.id and row.seq
+            ]:
+                del changes.messages[id]
+        log.buffer.clear()
+        self.change(
+            log, epoch=epoch, position=0, head=0, floor=0, received_acked=0, read_acked=0, read=0, receipts=()
+        )
+
+    def _floor(self, log: Log, floor: int) -> None:
+        if floor > log.row.position:
+            self.counts["floor"] += 1
+            for seq in [seq for seq in log.buffer if seq <= floor]:
+                del log.buffer[seq]
+            self.change(log, floor=floor, position=floor, head=max(log.row.head, floor))
+            self._drain(log)
+
+    def _take(self, log: Log, row: MessageRow) -> None:
+        seq = row.seq or 0
+        if seq <= log.row.position:
+            self.counts["repeated"] += 1
+        elif seq == log.row.position + 1:
+            self._apply(log, row)
+            if log.buffer:
+                self._drain(log)
+        elif seq in log.buffer:
+            self.counts["repeated"] += 1
+        else:
+            if len(log.buffer) < self._settings.out_of_order_max:
+                self.counts["buffered"] += 1
+                log.buffer[seq] = row
+                self._changes().messages[row.id] = msgspec.structs.replace(row)
+            else:
+                self.counts["overflowed"] += 1  # it will come again with the page
+            if seq > log.row.head:
+                self.change(log, head=seq)
+
+    def _drain(self, log: Log) -> None:
+        while (row := log.buffer.pop(log.row.position + 1, None)) is not None:
+            self._apply(log, row)
+
+    def _apply(self, log: Log, row: MessageRow) -> None:
+        seq = log.row.position + 1
+        self.arrival += 1
+        row.arrival = self.arrival
+        self.counts["applied"] += 1
+        self._changes().messages[row.id] = msgspec.structs.replace(row)
+        self.change(log, position=seq, head=max(log.row.head, seq))
+        self._on_applied(row)
+
+    def _read_by_all(self, log: Log) -> int:
+        others = [name for name in log.row.members if name != self.user]
+        if not others:
+            return 0
+        read = {name: seen for name, _, seen in log.row.receipts}
+        return min(read.get(name, 0) for name in others)

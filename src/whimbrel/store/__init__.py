@@ -1,0 +1,1 @@
+"""The local store: what a client keeps on disk, always encrypted."""
