@@ -281,8 +281,10 @@ class Engine:
 
     def committed(self, now: float) -> None:
         """The Changes taken last are on disk."""
-        for entry in self._staging.committed():
+        entries, changes = self._staging.committed()
+        for entry in entries:
             self.outbox.made_durable(entry)
+        self.timeline.made_durable(changes.conversations.values())
 
     def commit_failed(self, now: float) -> None:
         """The Changes could not be written: forget all that is not on disk; ``reload`` follows."""

@@ -69,7 +69,8 @@ class Items:
             for log in list(self.timeline.logs.values()):
                 if log.row.id not in known and log.row.epoch and not log.row.left:
                     self.timeline.change(log, left=True, head=log.row.position)
-        self._remember("sync", welcome.sync)
+        if welcome.sync:  # else the last part of the heads brings it
+            self._remember("sync", welcome.sync)
         self.outbox.link_up(now, welcome.credits)
 
     def row_for(self, event: p.Event) -> MessageRow:

@@ -368,8 +368,9 @@ class LinkMachine:
             return
         if len(self._attempts) >= 2:
             newest = self._attempts[-1]
-            if newest.greeted_at is None and now - newest.began < self._fresh_s():
-                self.next_probe_at = newest.began + self._fresh_s()
+            stale_at = newest.began + self._fresh_s()
+            if newest.greeted_at is None and now < stale_at:
+                self.next_probe_at = stale_at
                 return
             self._drop(newest, "a fresher attempt takes its place")
         patience_s = max(self._patience_s, 2 * self._fresh_s())

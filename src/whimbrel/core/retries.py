@@ -36,7 +36,7 @@ class RetryPolicy:
         row.last_retry_at = self._sources.wall()
         entry.counts[reason] += 1
         self.note(entry, reason, text)
-        allowed = retries_allowed(reason, settings) or settings.retries_max
+        allowed = retries_allowed(reason, settings)
         if entry.counts[reason] > allowed or row.retry_count > settings.retries_max:
             return None
         wait_s = backoff_s(

@@ -31,7 +31,7 @@ def retries_allowed(reason: FailureReason, settings: Settings = _DEFAULTS) -> in
         return settings.retries_server_error
     if reason is FailureReason.NETWORK_ERROR:
         return settings.retries_network_error
-    return 0
+    return settings.retries_max
 
 
 def status_of(row: MessageRow, *, read: bool = False, settings: Settings = _DEFAULTS) -> SendStatus | None:
@@ -44,7 +44,7 @@ def status_of(row: MessageRow, *, read: bool = False, settings: Settings = _DEFA
         return SendStatus(
             state=state,
             retry=row.retry_count,
-            retry_max=max(retries_allowed(reason, settings), row.retry_count),
+            retry_max=max(min(retries_allowed(reason, settings), settings.retries_max), row.retry_count),
             reason=reason,
         )
     if state is SendState.FAILED:

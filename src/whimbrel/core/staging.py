@@ -64,13 +64,13 @@ class Staging:
         self._in_flight, self._open = batch, _Batch()
         return batch.changes
 
-    def committed(self) -> list[Entry]:
-        """The batch in flight is on disk; gives the messages that may leave now."""
+    def committed(self) -> tuple[list[Entry], Changes]:
+        """The batch in flight is on disk; gives the messages that may leave now, and what was written."""
         batch = self._in_flight
         assert batch is not None, "nothing was being written"
         self._in_flight = None
         self._told.extend(batch.events)
-        return batch.entries
+        return batch.entries, batch.changes
 
     def forget(self) -> None:
         """Throw away all that is not on disk."""

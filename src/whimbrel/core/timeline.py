@@ -14,7 +14,7 @@ both end here, merged by id, so that an own message takes its place in the order
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -27,6 +27,7 @@ class Log:
 
     __slots__ = (
         "buffer",
+        "durable",
         "fetch_at",
         "fetch_failures",
         "fetching",
@@ -38,6 +39,8 @@ class Log:
 
     def __init__(self, row: ConversationRow) -> None:
         self.row = row
+        self.durable = row
+        """The row as it is on disk: what receipts rest on."""
         self.buffer: dict[int, MessageRow] = {}
         """Entries beyond a gap, by seq."""
         self.fetching: int | None = None
@@ -118,6 +121,11 @@ class Timeline:
             log = self.logs[conversation] = Log(ConversationRow(id=conversation))
             self._changes().conversations[conversation] = log.row
         return log
+
+    def made_durable(self, rows: Iterable[ConversationRow]) -> None:
+        """These rows are on disk now."""
+        for row in rows:
+            self.logs[row.id].durable = row
 
     def change(self, log: Log, **fields: object) -> None:
         """Set fields of the conversation's row and have it written."""
@@ -238,7 +246,7 @@ class Timeline:
         """How far we have received and read, where the server may not know; each at most once a second."""
         out: list[p.Received | p.Read] = []
         for log in list(self._untold.values()):
-            row = log.row
+            row = log.durable
             if log.told_link != link:
                 log.told_link, log.told_received, log.told_read = link, row.received_acked, row.read_acked
             if row.position <= log.told_received and row.read <= log.told_read:
@@ -277,10 +285,13 @@ class Timeline:
             log.fetch_at for log in self._wanting.values() if log.fetching is not None or log.fetch_at > now
         ]
         for log in self._untold.values():
-            told = log.told_link == link
-            if told and log.row.position <= log.told_received and log.row.read <= log.told_read:
-                continue
-            due.append(self._receipts_at.get(log.row.id, now))
+            row = log.durable
+            if log.told_link == link:
+                untold = row.position > log.told_received or row.read > log.told_read
+            else:
+                untold = row.position > row.received_acked or row.read > row.read_acked
+            if untold:
+                due.append(self._receipts_at.get(row.id, now))
         return min(due) if due else None
 
     # --- inside ------------------------------------------------------------------------------

@@ -1,0 +1,211 @@
+"""The timeline through the engine: no gap, no double, order, floors, epochs, the local echo."""
+
+from __future__ import annotations
+
+from tests.core.rig import Rig, delivered, event, head, of_kind, sends
+from whimbrel import protocol as p
+from whimbrel.core import contract as c
+from whimbrel.model import MessageReceived
+
+
+def seen(rig: Rig) -> list[int | None]:
+    return [e.message.seq for e in rig.events if isinstance(e, MessageReceived)]
+
+
+def fetches(rig: Rig, link: int) -> list[p.Fetch]:
+    return [item for item in rig.take(link) if isinstance(item, p.Fetch)]
+
+
+def page(*seqs: int, since: int, head: int, floor: int = 0, epoch: str = "e1") -> p.Page:
+    return p.Page(
+        conversation="c1",
+        epoch=epoch,
+        since=since,
+        events=tuple(event(seq, epoch=epoch) for seq in seqs),
+        head=head,
+        floor=floor,
+    )
+
+
+def test_stream_1_2_5_6() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    rig.receive(link, event(1), event(2), event(5), event(6))
+    assert seen(rig) == [1, 2]
+    (fetch,) = fetches(rig, link)
+    assert fetch.since == 2
+    rig.receive(link, page(3, 4, since=2, head=6))
+    assert seen(rig) == [1, 2, 3, 4, 5, 6]
+    assert [m.seq for m in rig.store.messages("c1")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_repeats_are_dropped() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    rig.receive(link, event(1), event(1), event(2), event(1), event(2))
+    assert seen(rig) == [1, 2]
+
+
+def test_what_came_beyond_a_gap_survives_a_restart() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    rig.receive(link, event(1), event(3))
+    rig.restart()
+    rig.opened.clear()
+    link = rig.connect(head(3))
+    rig.lose(link)
+    rig.opened.clear()
+    rig.run(rig.now + 1)
+    link = rig.opened.pop()
+    rig.engine.opened(link, rig.now)
+    rig.settle()
+    rig.receive(link, rig.welcome(head(3)))
+    (fetch,) = fetches(rig, link)
+    assert fetch.since == 1
+    rig.receive(link, page(2, since=1, head=3))
+    assert seen(rig) == [1, 2, 3]
+
+
+def test_a_gap_is_fetched_again_when_the_answer_is_lost() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    rig.receive(link, event(2))
+    assert len(fetches(rig, link)) == 1
+    rig.lose(link)
+    rig.opened.clear()
+    rig.run(rig.now + 1)
+    link = rig.opened.pop()
+    rig.engine.opened(link, rig.now)
+    rig.settle()
+    rig.receive(link, rig.welcome())
+    assert len(fetches(rig, link)) == 1
+
+
+def test_the_floor_is_a_legitimate_hole() -> None:
+    rig = Rig()
+    link = rig.connect()
+    rig.receive(link, p.Heads(heads=(head(12, floor=10),)))
+    (fetch,) = fetches(rig, link)
+    assert fetch.since == 10
+    rig.receive(link, page(11, 12, since=10, head=12, floor=10))
+    assert seen(rig) == [11, 12]
+
+
+def test_a_new_epoch_forgets_the_history_and_keeps_what_is_unsent() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    rig.receive(link, event(1), event(2))
+    unsent = rig.send("mine")
+    rig.take(link)
+    rig.receive(link, p.Heads(heads=(head(1, epoch="e2"),)))
+    rig.receive(link, page(1, since=0, head=1, epoch="e2"))
+    assert [m.seq for m in rig.store.messages("c1")] == [1, None]
+    assert rig.state(unsent) == "sending"
+
+
+def test_the_local_echo_and_the_confirmed_message_are_one() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    id = rig.send("mine")
+    (send,) = sends(rig.take(link))
+    rig.receive(link, event(1), delivered(send, 2, id), event(3))
+    assert seen(rig) == [1, 2, 3]
+    messages = rig.store.messages("c1")
+    assert [m.seq for m in messages] == [1, 2, 3]
+    assert messages[1].key == "mine"
+    assert [m.position for m in rig.store.arrivals(0)] == [1, 2, 3]
+
+
+def test_an_own_message_whose_answer_was_lost_is_settled_by_the_page() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    id = rig.send("mine")
+    rig.take(link)
+    rig.receive(link, p.Heads(heads=(head(1),)))
+    rig.receive(
+        link,
+        p.Page(conversation="c1", epoch="e1", since=0, events=(event(1, id=id),), head=1),
+    )
+    assert rig.state(id) == "delivered"
+    assert rig.engine.pending == 0
+    assert [m.id for m in rig.store.messages("c1")] == [id]
+
+
+def test_own_beyond_a_gap_takes_its_place_once_the_gap_is_closed() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    id = rig.send("mine")
+    (send,) = sends(rig.take(link))
+    rig.receive(link, delivered(send, 3, id))
+    assert rig.state(id) == "delivered"
+    assert seen(rig) == []
+    rig.receive(link, page(1, 2, since=0, head=3))
+    assert seen(rig) == [1, 2, 3]
+    assert rig.store.messages("c1")[-1].id == id
+
+
+def test_receipts_are_told_after_the_commit_and_not_more_than_once_a_second() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    rig.engine.receive(link, event(1), rig.now)
+    rig.act()
+    assert of_kind(rig.take(link), p.Received) == []
+    rig.settle()
+    assert [item.seq for item in rig.take(link) if isinstance(item, p.Received)] == [1]
+    rig.receive(link, event(2), event(3))
+    assert of_kind(rig.take(link), p.Received) == []
+    rig.run(1.1)
+    assert [item.seq for item in rig.take(link) if isinstance(item, p.Received)] == [3]
+    rig.receive(link, p.ReceiptItem(conversation="c1", user="anna", received=3))
+    rig.run(5.0)
+    assert of_kind(rig.take(link), p.Received) == []
+
+
+def test_an_own_message_is_read_when_all_others_have_read_it() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    id = rig.send("mine")
+    (send,) = sends(rig.take(link))
+    rig.receive(link, delivered(send, 1, id))
+    rig.receive(link, p.ReceiptItem(conversation="c1", user="ben", received=1))
+    assert rig.state(id) == "delivered"
+    rig.receive(link, p.ReceiptItem(conversation="c1", user="ben", received=1, read=1))
+    assert rig.state(id) == "read"
+    rig.receive(link, p.ReceiptItem(conversation="c1", user="ben", received=0, read=0))
+    assert rig.state(id) == "read"
+
+
+def test_the_sync_token_is_stored_and_offered_again() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    rig.receive(link, p.Heads(sync="s9"))
+    rig.lose(link)
+    rig.opened.clear()
+    rig.restart()
+    rig.engine.submit(c.SetToken(token="t"), rig.now)
+    rig.engine.submit(c.Connect(), rig.now)
+    rig.settle()
+    link = rig.opened.pop()
+    rig.engine.opened(link, rig.now)
+    rig.settle()
+    (hello,) = rig.take(link)
+    assert isinstance(hello, p.Hello)
+    assert hello.sync == "s9"
+
+
+def test_an_unknown_item_is_counted_and_skipped() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    rig.receive(link, p.Unknown(tag="from_the_future"), event(1))
+    assert seen(rig) == [1]
+    assert rig.engine.items.counts["unknown"] == 1
+
+
+def test_a_conversation_that_is_gone_is_left() -> None:
+    rig = Rig()
+    link = rig.connect(head(3))
+    rig.take(link)
+    rig.engine.timeline.logs["c1"].fetching = link
+    rig.receive(link, p.Error(code="not_found", conversation="c1"))
+    (conversation,) = rig.store.conversations()
+    assert conversation.status == "left"

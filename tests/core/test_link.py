@@ -1,0 +1,288 @@
+"""The link machine: probing, deadlines, the second link, goaway, explicit answers."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+from whimbrel.core.contract import Fault, Settings, Sources
+from whimbrel.core.link import LinkMachine
+from whimbrel.core.linkstate import LinkState
+from whimbrel.model import Quality
+
+
+class Rig:
+    def __init__(self, settings: Settings | None = None, seed: int = 1) -> None:
+        rng = random.Random(seed)
+        self.settings = settings or Settings()
+        self.link = LinkMachine(self.settings, Sources(random=rng.random, wall=lambda: 0.0))
+        self.now = 0.0
+        self.opens: list[tuple[float, int]] = []
+        self.closes: list[int] = []
+        self.pings: list[tuple[float, int]] = []
+        self.refuse: Fault | None = None
+        """When set, every attempt fails at once with this."""
+
+    def drain(self) -> None:
+        for _ in range(100):
+            opens = self.link.take_opens()
+            self.closes.extend(link for link, _ in self.link.take_closes())
+            self.pings.extend((self.now, ping) for ping in self.link.take_pings())
+            self.opens.extend((self.now, link) for link in opens)
+            if not opens or self.refuse is None:
+                return
+            for link in opens:
+                self.link.closed(link, self.refuse, self.now)
+        raise AssertionError("the link spins")
+
+    def run(self, seconds: float) -> None:
+        until = self.now + seconds
+        for _ in range(100_000):
+            due = self.link.next_deadline()
+            if due is None or due > until:
+                break
+            self.now = max(self.now, due)
+            self.link.handle_timer(self.now)
+            self.drain()
+        else:
+            raise AssertionError("the link spins")
+        self.now = until
+
+    def connect(self, rtt_s: float = 0.02) -> int:
+        self.refuse = None
+        self.link.start(self.now, signed_in=True)
+        self.drain()
+        for _ in range(100):
+            if self.opens and self.opens[-1][1] not in self.closes:
+                break
+            self.run(0.1)
+        link = self.opens[-1][1]
+        assert self.link.opened(link, self.now)
+        self.now += rtt_s
+        assert self.link.welcomed(link, self.now, 0.0)
+        self.drain()
+        return link
+
+    def pong(self) -> None:
+        self.link.pong(self.pings[-1][1], self.now)
+        assert self.link.active is not None
+        self.link.alive(self.link.active, self.now)
+
+
+REFUSED = Fault(kind="refused", text="connection refused")
+UNREACHABLE = Fault(kind="network", text="no route")
+
+
+def intervals(rig: Rig, start: float, end: float) -> list[float]:
+    times = [at for at, _ in rig.opens if start <= at <= end]
+    return [round(b - a, 3) for a, b in itertools.pairwise(times)]
+
+
+def test_after_a_loss_it_probes_fast_then_patiently() -> None:
+    rig = Rig()
+    link = rig.connect()
+    rig.refuse = UNREACHABLE
+    lost = rig.now
+    rig.link.closed(link, Fault(kind="network", text="reset"), rig.now)
+    rig.drain()
+    rig.run(120)
+    assert rig.opens[1][0] == lost
+    assert set(intervals(rig, lost, lost + 9.9)) == {0.2}
+    assert set(intervals(rig, lost + 10.3, lost + 59)) == {0.5}
+    assert set(intervals(rig, lost + 61, lost + 119)) == {1.0}
+
+
+def test_a_server_at_fault_for_long_is_given_room_with_jitter() -> None:
+    rig = Rig()
+    link = rig.connect()
+    rig.refuse = REFUSED
+    lost = rig.now
+    rig.link.closed(link, REFUSED, rig.now)
+    rig.drain()
+    rig.run(600)
+    late = intervals(rig, lost + 200, lost + 600)
+    assert max(late) <= 30.0
+    assert len(set(late)) == len(late)
+    assert len(late) < 120
+
+
+def test_an_explicit_answer_is_obeyed_at_once() -> None:
+    rig = Rig()
+    link = rig.connect()
+    rig.link.closed(link, Fault(kind="network", text="reset"), rig.now)
+    rig.drain()
+    attempt = rig.opens[-1][1]
+    rig.link.closed(attempt, Fault(kind="http", status=503, retry_after_s=7.0), rig.now)
+    rig.drain()
+    before = len(rig.opens)
+    began = rig.now
+    rig.run(6.9)
+    assert len(rig.opens) == before
+    rig.run(0.2)
+    assert len(rig.opens) == before + 1
+    assert rig.opens[-1][0] >= began + 7.0
+
+
+def test_goaway_is_obeyed() -> None:
+    rig = Rig()
+    link = rig.connect()
+    rig.link.goaway(link, 4.0, rig.now, "shutdown")
+    rig.drain()
+    assert link in rig.closes
+    assert rig.link.state is LinkState.RECONNECTING
+    before = len(rig.opens)
+    rig.run(3.9)
+    assert len(rig.opens) == before
+    rig.run(0.2)
+    assert len(rig.opens) == before + 1
+
+
+def test_idle_links_are_pinged_every_ten_seconds() -> None:
+    rig = Rig()
+    rig.connect()
+    for _ in range(10):
+        rig.run(10)
+        rig.pong()
+    assert len(rig.pings) == 10
+    assert rig.link.state is LinkState.CONNECTED
+
+
+def test_silence_tries_a_second_link_beside_the_first() -> None:
+    rig = Rig()
+    link = rig.connect()
+    rig.link.sent(rig.now)
+    rig.run(1.3)
+    assert len(rig.pings) == 1
+    rig.run(1.3)
+    assert rig.link.state is LinkState.SUSPECT
+    assert link not in rig.closes
+    second = rig.opens[-1][1]
+    assert second != link
+    assert rig.link.opened(second, rig.now)
+    rig.drain()
+    assert link in rig.closes
+    assert rig.link.welcomed(second, rig.now, 0.0)
+    assert rig.link.active == second
+
+
+def test_if_the_old_link_answers_after_all_the_deadline_doubles() -> None:
+    rig = Rig()
+    link = rig.connect()
+    rig.link.sent(rig.now)
+    rig.run(2.6)
+    assert rig.link.state is LinkState.SUSPECT
+    rig.link.alive(link, rig.now)
+    rig.drain()
+    assert rig.link.state is LinkState.CONNECTED
+    assert rig.opens[-1][1] in rig.closes
+    rig.link.sent(rig.now)
+    rig.run(4.9)
+    assert rig.link.state is LinkState.CONNECTED
+    rig.run(0.2)
+    assert rig.link.state is LinkState.SUSPECT
+
+
+def test_never_more_than_two_attempts_are_out() -> None:
+    rig = Rig()
+    link = rig.connect()
+    rig.link.closed(link, Fault(kind="network"), rig.now)
+    rig.drain()
+    for _ in range(300):
+        rig.run(0.1)
+        out = {link for _, link in rig.opens[1:]} - set(rig.closes)
+        assert len(out) <= 2
+
+
+def test_a_network_that_comes_back_is_noticed_by_a_fresh_attempt() -> None:
+    rig = Rig()
+    link = rig.connect()
+    rig.link.closed(link, Fault(kind="network"), rig.now)
+    rig.drain()
+    rig.run(7.0)
+    back = rig.now
+    rig.run(0.3)
+    assert any(at >= back for at, _ in rig.opens)
+
+
+def test_a_slow_network_gets_time_to_answer() -> None:
+    """Every step of connecting takes 2.5 s: fresh attempts are replaced, the patient one gets through."""
+    rig = Rig()
+    link = rig.connect()
+    rig.link.closed(link, Fault(kind="network"), rig.now)
+    rig.drain()
+    for _ in range(400):
+        rig.run(0.1)
+        ripe = [link for at, link in rig.opens[1:] if rig.now - at >= 2.5 and rig.link.knows(link)]
+        if ripe:
+            assert rig.link.opened(ripe[0], rig.now)
+            break
+    else:
+        raise AssertionError("no attempt was given 2.5 s")
+    rig.run(2.4)
+    assert rig.link.welcomed(ripe[0], rig.now, 0.0)
+
+
+def test_only_one_hello_is_out() -> None:
+    rig = Rig()
+    link = rig.connect()
+    rig.link.closed(link, Fault(kind="network"), rig.now)
+    rig.drain()
+    rig.run(0.5)
+    first, second = [link for _, link in rig.opens if rig.link.knows(link)][:2]
+    assert rig.link.opened(first, rig.now)
+    assert not rig.link.opened(second, rig.now)
+
+
+def test_attempts_can_be_limited() -> None:
+    rig = Rig(Settings(connect_attempts_max=5))
+    rig.refuse = REFUSED
+    rig.link.start(rig.now, signed_in=True)
+    rig.drain()
+    rig.run(60)
+    assert rig.link.state is LinkState.STOPPED
+    assert len(rig.opens) == 5
+    assert rig.link.cause == "connection refused"
+
+
+def test_without_credentials_there_is_no_attempt() -> None:
+    rig = Rig()
+    rig.link.start(rig.now, signed_in=False)
+    rig.drain()
+    rig.run(60)
+    assert rig.link.state is LinkState.OFFLINE
+    assert rig.opens == []
+    rig.link.signed_in(rig.now)
+    rig.drain()
+    assert len(rig.opens) == 1
+
+
+def test_a_spread_asked_for_by_the_server_is_kept() -> None:
+    firsts = set()
+    for seed in range(20):
+        rig = Rig(seed=seed)
+        rig.link.start(rig.now, signed_in=True)
+        rig.drain()
+        link = rig.opens[-1][1]
+        rig.link.opened(link, rig.now)
+        rig.link.welcomed(link, rig.now, 5.0)
+        rig.link.closed(link, Fault(kind="network"), rig.now)
+        rig.run(6)
+        firsts.add(round(rig.opens[1][0], 2))
+    assert len(firsts) > 15
+    assert max(firsts) <= 5.0
+
+
+def test_quality_has_hysteresis() -> None:
+    rig = Rig()
+    rig.connect(rtt_s=0.09)
+    assert rig.link.quality is Quality.EXCELLENT
+    rig.link.rtt.srtt = 0.11
+    assert rig.link.quality is Quality.EXCELLENT
+    rig.link.rtt.srtt = 0.13
+    assert rig.link.quality is Quality.GOOD
+    rig.link.rtt.srtt = 0.11
+    assert rig.link.quality is Quality.GOOD
+    rig.link.rtt.srtt = 0.9
+    assert rig.link.quality is Quality.POOR
+    rig.link.stop()
+    assert rig.link.quality is Quality.OFFLINE
