@@ -97,6 +97,7 @@ class Storm(RuleBasedStateMachine):
             c.SendMessage(conversation="c1", key=f"k{self.count}", format="text", body="never"),
             self.rig.now,
         )
+        self.leave_what_leaves()
         self.restart()
 
     @rule()
@@ -124,11 +125,18 @@ class Storm(RuleBasedStateMachine):
                 self.rig.engine.receive(self.link, item, self.rig.now)
         if self.rig.engine.take_changes() is None:
             return
+        self.leave_what_leaves()
         self.rig.engine.commit_failed(self.rig.now)
         self.rig.act()
         self.drop_link()
         self.rig.engine.reload(self.rig.store.load(), self.rig.now)
         self.rig.settle()
+
+    def leave_what_leaves(self) -> None:
+        """Nothing of what is not on disk may be among it."""
+        self.rig.act()
+        self.pump()
+        self.server_works(1000)
 
     @rule()
     def restart(self) -> None:
