@@ -1,0 +1,1 @@
+"""Public test tools: simulator, fault proxy, conformance suites and the pytest plugin."""
