@@ -209,3 +209,31 @@ def test_a_conversation_that_is_gone_is_left() -> None:
     rig.receive(link, p.Error(code="not_found", conversation="c1"))
     (conversation,) = rig.store.conversations()
     assert conversation.status == "left"
+
+
+def test_an_own_message_settled_long_ago_stays_delivered_when_it_comes_with_a_page() -> None:
+    rig = Rig(c.Settings(out_of_order_max=0))
+    link = rig.connect(head())
+    id = rig.send("mine")
+    (send,) = sends(rig.take(link))
+    rig.receive(link, delivered(send, 2, id))
+    assert rig.state(id) == "delivered"
+    rig.receive(
+        link,
+        p.Page(conversation="c1", epoch="e1", since=0, events=(event(1), event(2, id=id)), head=2),
+    )
+    assert rig.state(id) == "delivered"
+    assert seen(rig) == [1, 2]
+
+
+def test_a_welcome_for_another_device_is_not_taken() -> None:
+    rig = Rig()
+    rig.engine.submit(c.SetToken(token="t"), rig.now)
+    rig.engine.submit(c.Connect(), rig.now)
+    rig.settle()
+    link = rig.opened.pop()
+    rig.engine.opened(link, rig.now)
+    rig.settle()
+    rig.receive(link, p.Welcome(user="anna", device="another", history="h", sync="s"))
+    assert link in rig.closed
+    assert rig.engine.tokens.signed_out

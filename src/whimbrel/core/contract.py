@@ -178,14 +178,15 @@ class Changes(msgspec.Struct, kw_only=True):
     """Conversations whose history was replaced: forget entries with a ``seq``, keep what is unsent."""
     messages: dict[str, MessageRow] = {}
     """By id. Insert; a row that exists (own echo, buffered) gets ``seq``, ``arrival``, ``delivered_at``,
-    ``state`` and ``void`` of this one and keeps its content."""
+    ``state`` and ``void`` of this one and keeps its content. An own row that comes as an entry of the
+    log (``state`` None here) is delivered."""
     updates: dict[str, OutboxUpdate] = {}
     """By id, of rows that exist (or are inserted by this very change)."""
     conversations: dict[str, ConversationRow] = {}
     reads: dict[str, tuple[int, float]] = {}
     """Conversation → (seq, wall time): own messages up to ``seq`` without ``read_at`` were read now."""
     meta: dict[str, str] = {}
-    """``user``, ``device``, ``sync``, ``history``."""
+    """``user``, ``sync``, ``history``."""
 
     def __bool__(self) -> bool:
         return bool(
@@ -199,8 +200,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     meta: dict[str, str] = {}
     conversations: list[ConversationRow] = []
     outbox: list[MessageRow] = []
-    """Own messages not settled (state not delivered/cancelled/final failed, or with ``void`` set), by
-    (conversation, stream, n)."""
+    """Own messages not settled, by (conversation, stream, n): those with ``void`` set, and those whose
+    state is not delivered, cancelled or failed for good (a refused one that blocks is not settled)."""
     buffered: list[MessageRow] = []
     """Entries received beyond a gap (``seq`` > ``position``), whosever, by (conversation, seq)."""
     arrival: int = 0

@@ -211,6 +211,9 @@ class Engine:
         """Take in one item of the server. Of a link that is not active, only what opens or closes it."""
         self.link.alive(link, now)
         match item:
+            case p.Welcome(device=device) if device != self.device:
+                if self.link.knows(link):  # the token is of another device: only signing in again helps
+                    self._control(c.TokenFailed(permanent=True), now)
             case p.Welcome():
                 if not self._reloading and self.link.welcomed(link, now, item.reconnect_spread_s):
                     self._auth_due = False

@@ -59,8 +59,8 @@ class Items:
 
     def welcome(self, welcome: p.Welcome, now: float) -> None:
         """The link is good: what changed while we were away, and everything unsettled goes out again."""
-        for key, value in (("user", welcome.user), ("device", welcome.device), ("history", welcome.history)):
-            self._remember(key, value)
+        self._remember("user", welcome.user)
+        self._remember("history", welcome.history)
         self.timeline.user = welcome.user
         for head in welcome.heads:
             self._head(head)
