@@ -1,0 +1,1 @@
+"""The asyncio client: drives the engine over real links and a real store."""

@@ -1,0 +1,107 @@
+"""What an app sends, checked and put into the engine's words before anything is queued.
+
+A message that could never be accepted is refused here, where the caller can still change it. The
+limits are those of ``protocol``. Also here: whether a stored row is the same message again.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+from typing import Any
+
+import msgspec
+
+from whimbrel import protocol as p
+from whimbrel.core.contract import MessageRow, SendMessage
+from whimbrel.errors import InvalidArgument, TooLarge
+from whimbrel.model import Content, Role
+
+ROLE_CHARS_MAX = 32
+_ON_REJECT = ("skip", "block")
+
+
+def random_name() -> str:
+    """128 random bits as 26 lowercase characters: a key, or the id of a conversation or call."""
+    return base64.b32encode(os.urandom(16)).decode().rstrip("=").lower()
+
+
+def checked_text(what: str, value: str, chars_max: int, *, empty: bool = False) -> str:
+    """Give ``value`` back if it is text of a length the protocol takes, else ``InvalidArgument``."""
+    if not isinstance(value, str):
+        raise InvalidArgument(f"the {what} must be a string")
+    if len(value) > chars_max or (not value and not empty):
+        raise InvalidArgument(f"the {what} must have {0 if empty else 1} to {chars_max} characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(f"the {what} holds half of a surrogate pair") from error
+    return value
+
+
+def outgoing(
+    conversation: str,
+    content: Content,
+    *,
+    key: str | None,
+    metadata: dict[str, Any] | None,
+    reply_to: str | None,
+    role: Role | str,
+    expires_in: float | None,
+    on_reject: str,
+) -> SendMessage:
+    """Build the command. Raises ``InvalidArgument``, or ``TooLarge`` over a size limit."""
+    checked_text("conversation", conversation, p.ID_CHARS_MAX)
+    if reply_to is not None:
+        checked_text("reply_to", reply_to, p.ID_CHARS_MAX)
+    if expires_in is not None and not (math.isfinite(expires_in) and expires_in > 0):
+        raise InvalidArgument("expires_in must be a number of seconds above 0")
+    if on_reject not in _ON_REJECT:
+        raise InvalidArgument('on_reject must be "skip" or "block"')
+    format, body = p.encode_content(content)
+    size_bytes = len(body.encode())
+    if size_bytes > p.BODY_BYTES_MAX:
+        raise TooLarge(f"the content is {size_bytes} bytes encoded, at most {p.BODY_BYTES_MAX}")
+    return SendMessage(
+        conversation=conversation,
+        key=random_name() if key is None else checked_text("key", key, p.KEY_CHARS_MAX),
+        format=format,
+        body=body,
+        role=checked_text("role", str(role), ROLE_CHARS_MAX),
+        metadata=None if metadata is None else _plain(metadata),
+        reply_to=reply_to,
+        on_reject=on_reject,
+        expires_in_s=expires_in,
+    )
+
+
+def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
+    """A copy that holds only what JSON can: what the app changes later changes nothing here."""
+    if not isinstance(metadata, dict):
+        raise InvalidArgument("metadata must be a dictionary")
+    try:
+        text = msgspec.json.encode(metadata)
+        plain: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidArgument("metadata must be something JSON can hold") from error
+    if len(text) > p.METADATA_BYTES_MAX:
+        raise TooLarge(f"the metadata is {len(text)} bytes encoded, at most {p.METADATA_BYTES_MAX}")
+    return plain
+
+
+def is_repeat(row: MessageRow, command: SendMessage) -> bool:
+    """Whether ``command`` asks for the very message of ``row`` again."""
+    if (row.conversation, row.format, row.body, row.role, row.reply_to) != (
+        command.conversation,
+        command.format,
+        command.body,
+        command.role,
+        command.reply_to,
+    ):
+        return False
+    try:
+        metadata = None if row.metadata is None else msgspec.json.decode(row.metadata)
+    except msgspec.DecodeError:
+        return False
+    return bool(metadata == command.metadata)

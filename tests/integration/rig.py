@@ -1,0 +1,50 @@
+"""Real servers, real sockets, real processes: what the integration tests share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from tests.client.real_server import LIMIT_S, PASSWORD, RealServer
+from whimbrel import Client, Credentials, Message
+from whimbrel.testing.proxy import FaultProxy
+
+ANNA = Credentials("anna", PASSWORD)
+BEN = Credentials("ben", PASSWORD)
+
+
+@asynccontextmanager
+async def stage(folder: Path, *, seed: int = 1) -> AsyncIterator[tuple[RealServer, FaultProxy, str]]:
+    """A server with two users, a fault proxy before it, and a conversation of the two."""
+    async with RealServer(folder / "server", ("anna", "ben")) as server:
+        async with Client(server.url, None, ANNA) as client:
+            await client.connected(LIMIT_S)
+            conversation = await client.create_conversation("ben", title="storm")
+        async with FaultProxy("127.0.0.1", server.port, seed=seed) as proxy:
+            yield server, proxy, conversation.id
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something another process does; there is nothing to wait on but looking."""
+    async with asyncio.timeout(LIMIT_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def history(client: Client, conversation: str, count: int) -> list[Message]:
+    """All messages of a conversation, oldest first, once ``count`` of them are here."""
+    handle = client.conversation(conversation)
+    found: list[Message] = []
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            found, after = [], 0
+            while page := await handle.messages(after=after, limit=100):
+                found += [message for message in page if message.kind == "message"]
+                after = page[-1].seq or 0
+                if page[-1].seq is None:
+                    break
+            if len(found) >= count:
+                return found
+            await asyncio.sleep(0.02)

@@ -1,0 +1,100 @@
+"""kill -9 at random instants, with messages on their way: nothing lost, nothing doubled, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.client.real_server import LIMIT_S, PASSWORD
+from tests.integration.rig import ANNA, BEN, history, stage, until
+from whimbrel import Client
+from whimbrel.testing.schedule import Stall
+
+ROUNDS = 10
+UNACKNOWLEDGED = 20
+PROGRAM = Path(__file__).with_name("sender.py")
+
+
+def lines(log: Path) -> int:
+    return log.read_text().count("\n") if log.exists() else 0
+
+
+@pytest.mark.timeout(300)
+async def test_killing_the_client_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    rng = random.Random(7)
+    log = tmp_path / "sent.log"
+    count = 40 * (ROUNDS + 1)
+    async with stage(tmp_path) as (server, proxy, conversation):
+        url = f"http://127.0.0.1:{proxy.port}"
+
+        async def start() -> asyncio.subprocess.Process:
+            return await asyncio.create_subprocess_exec(
+                sys.executable,
+                str(PROGRAM),
+                url,
+                str(tmp_path / "anna.db"),
+                str(log),
+                conversation,
+                str(count),
+                PASSWORD,
+                stdout=asyncio.subprocess.PIPE,
+            )
+
+        process = await start()
+        try:
+            for _ in range(ROUNDS):
+                before = lines(log)
+                await until(lambda before=before: lines(log) > before)
+                with proxy.during(Stall()):
+                    stalled = lines(log)
+                    # What send() returned from now on cannot have been answered.
+                    await until(lambda stalled=stalled: lines(log) >= min(stalled + UNACKNOWLEDGED, count))
+                    await asyncio.sleep(rng.random() * 0.02)  # the instant is part of the test
+                    process.kill()
+                    await process.wait()
+                process = await start()
+            async with asyncio.timeout(LIMIT_S):
+                assert process.stdout is not None
+                assert await process.stdout.readline() == b"done\n"
+                assert await process.wait() == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+        async with Client(server.url, None, BEN) as ben:
+            messages = await history(ben, conversation, count)
+    assert [message.content for message in messages] == [f"text {number}" for number in range(count)]
+
+
+@pytest.mark.timeout(300)
+async def test_killing_the_server_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    rng = random.Random(11)
+    sent: list[str] = []
+    async with stage(tmp_path) as (server, proxy, conversation):
+        url = f"http://127.0.0.1:{proxy.port}"
+        async with (
+            Client(url, tmp_path / "anna.db", ANNA, key=b"k" * 32) as anna,
+            Client(url, tmp_path / "ben.db", BEN, key=b"k" * 32) as ben,
+        ):
+            handle = anna.conversation(conversation)
+            for round_number in range(ROUNDS):
+                await anna.connected(LIMIT_S)
+                with proxy.during(Stall(direction="down")):
+                    # The server gets them; its answers do not arrive.
+                    for number in range(UNACKNOWLEDGED + 5):
+                        sent.append(f"round {round_number} text {number}")
+                        await handle.send(sent[-1])
+                    assert len(await anna.pending()) >= UNACKNOWLEDGED
+                    await asyncio.sleep(rng.random() * 0.05)  # the instant is part of the test
+                    await server.kill()
+                    await server.start()
+            async with asyncio.timeout(LIMIT_S):
+                assert await anna.flush() == 0
+            messages = await history(ben, conversation, len(sent))
+            own = await history(anna, conversation, len(sent))
+    assert [message.content for message in messages] == sent
+    assert [message.id for message in own] == [message.id for message in messages]
