@@ -70,7 +70,7 @@ class MessageState(enum.StrEnum):
 
 
 class SendState(enum.StrEnum):
-    """Where an own message stands; the table of its transitions is ``core.outbox.TRANSITIONS``."""
+    """Where an own message stands; the table of its transitions is ``core.life.TRANSITIONS``."""
 
     PENDING = "pending"
     SENDING = "sending"

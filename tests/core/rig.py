@@ -119,11 +119,23 @@ class Rig:
         self.engine.closed(link, c.Fault(kind=kind, text="reset"), self.now)
         self.settle()
 
-    def send(self, key: str, conversation: str = "c1", **fields: object) -> str:
+    def send(
+        self,
+        key: str,
+        conversation: str = "c1",
+        *,
+        expires_in_s: float | None = None,
+        on_reject: str = "skip",
+    ) -> str:
         """The app sends a text and waits until it is on disk."""
         command = c.SendMessage(
-            conversation=conversation, key=key, format="text", body=f"text of {key}", **fields
-        )  # type: ignore[arg-type]
+            conversation=conversation,
+            key=key,
+            format="text",
+            body=f"text of {key}",
+            expires_in_s=expires_in_s,
+            on_reject=on_reject,
+        )
         id = self.engine.submit(command, self.now)
         assert id is not None
         self.settle()

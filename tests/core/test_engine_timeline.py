@@ -237,3 +237,48 @@ def test_a_welcome_for_another_device_is_not_taken() -> None:
     rig.receive(link, p.Welcome(user="anna", device="another", history="h", sync="s"))
     assert link in rig.closed
     assert rig.engine.tokens.signed_out
+
+
+def test_an_own_message_confirmed_twice_within_one_commit_keeps_its_place() -> None:
+    rig = Rig(c.Settings(out_of_order_max=0))
+    link = rig.connect(head(2))
+    id = rig.send("mine")
+    (send,) = sends(rig.take(link))
+    rig.engine.receive(link, delivered(send, 3, id), rig.now)
+    rig.receive(
+        link,
+        p.Page(conversation="c1", epoch="e1", since=0, events=(event(1), event(2), event(3, id=id)), head=3),
+    )
+    assert [m.id for m in rig.store.arrivals(0)] == ["m1", "m2", id]
+
+
+def test_what_was_queued_before_the_first_sign_in_has_its_sender_afterwards() -> None:
+    rig = Rig()
+    id = rig.send("early")
+    rig.connect(head())
+    message = rig.store.message(id)
+    assert message is not None
+    assert message.sender == "anna"
+
+
+def test_pages_shrink_on_a_slow_link_and_grow_again() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    rig.receive(link, p.Heads(heads=(head(1000),)))
+    limits = []
+    for took_s in (3.0, 3.0, 3.0, 3.0, 3.0, 0.1, 0.1):
+        (fetch,) = fetches(rig, link)
+        limits.append(fetch.limit)
+        rig.now += took_s
+        rig.receive(link, page(fetch.since + 1, since=fetch.since, head=1000))
+    assert limits == [100, 50, 25, 12, 10, 10, 20]
+
+
+def test_receipts_of_many_members_are_written_once_a_commit() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    for number in range(200):
+        rig.engine.receive(link, p.ReceiptItem(conversation="c1", user=f"u{number}", received=1), rig.now)
+    rig.settle()
+    rig.restart()
+    assert len(rig.engine.timeline.logs["c1"].row.receipts) == 200

@@ -62,7 +62,8 @@ class ModelServer:
                 return p.Pong(id=id)
             case p.Received(seq=seq):
                 return p.ReceiptItem(conversation="c1", user="anna", received=seq)
-        return None
+            case _:
+                return None
 
 
 class Storm(RuleBasedStateMachine):

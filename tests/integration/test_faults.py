@@ -11,6 +11,7 @@ from tests.client.real_server import LIMIT_S
 from tests.integration.rig import ANNA, BEN, history, stage
 from whimbrel import Client, Message
 from whimbrel.testing.schedule import (
+    AnyFault,
     ChunkLoss,
     DropAnswer,
     HalfOpen,
@@ -37,7 +38,7 @@ FAULTS = [
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
-async def test_both_sides_send_through(fault: object, tmp_path: Path) -> None:
+async def test_both_sides_send_through(fault: AnyFault, tmp_path: Path) -> None:
     async with stage(tmp_path) as (_, proxy, conversation):
         url = f"http://127.0.0.1:{proxy.port}"
         async with (
@@ -52,7 +53,7 @@ async def test_both_sides_send_through(fault: object, tmp_path: Path) -> None:
                     await client.conversation(conversation).send(f"{name} {number}")
                     await asyncio.sleep(0.05)
 
-            applied = proxy.apply(fault)  # type: ignore[arg-type]
+            applied = proxy.apply(fault)
             await asyncio.gather(talk(anna, "anna"), talk(ben, "ben"))
             proxy.lift(applied)
             async with asyncio.timeout(LIMIT_S):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,10 @@ PROGRAM = Path(__file__).with_name("sender.py")
 
 def lines(log: Path) -> int:
     return log.read_text().count("\n") if log.exists() else 0
+
+
+def grown(log: Path, count: int) -> Callable[[], bool]:
+    return lambda: lines(log) >= count
 
 
 @pytest.mark.timeout(300)
@@ -47,12 +52,10 @@ async def test_killing_the_client_loses_and_doubles_nothing(tmp_path: Path) -> N
         process = await start()
         try:
             for _ in range(ROUNDS):
-                before = lines(log)
-                await until(lambda before=before: lines(log) > before)
+                await until(grown(log, lines(log) + 1))
                 with proxy.during(Stall()):
-                    stalled = lines(log)
                     # What send() returned from now on cannot have been answered.
-                    await until(lambda stalled=stalled: lines(log) >= min(stalled + UNACKNOWLEDGED, count))
+                    await until(grown(log, min(lines(log) + UNACKNOWLEDGED, count)))
                     await asyncio.sleep(rng.random() * 0.02)  # the instant is part of the test
                     process.kill()
                     await process.wait()

@@ -30,12 +30,15 @@ from whimbrel.client.links import Link, LinkListener, Links
 from whimbrel.core.contract import (
     Action,
     CallServer,
+    CancelMessage,
     Changes,
     CloseLink,
     Command,
     Disconnect,
+    MarkRead,
     OpenLink,
     RefreshToken,
+    RetryMessage,
     SendItems,
     SendMessage,
     SetToken,
@@ -62,6 +65,10 @@ T = TypeVar("T")
 
 class ClientStore(Store, Secrets, Protocol):
     """What a client needs of its store: messages and secrets."""
+
+
+_DURABLE = (SendMessage, CancelMessage, RetryMessage, MarkRead)
+"""Commands that are done when what they changed is on disk; a failed commit is their error."""
 
 
 class _Submitted:
@@ -126,7 +133,9 @@ class Driver:
     # --- for the client's face -----------------------------------------------------------------
 
     async def submit(self, command: Command) -> str | None:
-        """Feed a command; for ``SendMessage`` returns its id once it is on disk. Raises the engine's errors.
+        """Feed a command; returns once what it changed is on disk, for ``SendMessage`` with its id.
+
+        Raises the engine's errors, and ``StoreError`` if it could not be written: then nothing is changed.
 
         A caller that is cancelled takes its command back if it was not fed yet; otherwise it stands.
         """
@@ -255,7 +264,7 @@ class Driver:
             _fail(future, error)
             return
         self._fed_since_commit += 1
-        if isinstance(submitted.command, SendMessage):
+        if isinstance(submitted.command, _DURABLE):
             self._next_commit.append((future, id))
         else:
             _settle(future, id)

@@ -43,7 +43,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     attempts_kept: int = 20
     # timeline
     out_of_order_max: int = 200
-    fetch_timeout_s: float = 10.0
+    fetch_timeout_s: float = 30.0
+    """While the link lives, an answer is late rather than lost."""
     fetches_max: int = 8
     page: int = 100
     receipt_interval_s: float = 1.0

@@ -55,7 +55,7 @@ class Engine:
         self._writable: dict[int, int] = {}
         self._reloading = False
         self._restart = False
-        self._shown: model.ConnectionChanged | None = None
+        self._shown: tuple[model.ConnectionState, int, model.Quality] | None = None
         self._load(snapshot, now)
 
     def _load(self, snapshot: c.Snapshot, now: float) -> None:
@@ -265,9 +265,11 @@ class Engine:
 
     def _on_applied(self, row: c.MessageRow) -> None:
         """The timeline put an entry in its place."""
-        if row.own and row.id in self._staging.changes.updates:
-            self._staging.changes.updates[row.id] = update_of(row)
-        self._staging.event(model.MessageReceived(message=message_of(row)))
+        updates = self._staging.changes.updates
+        update = updates.get(row.id)
+        if update is not None:  # it is written after the row, and must know the place too
+            updates[row.id] = msgspec.structs.replace(update, seq=row.seq, arrival=row.arrival)
+        self._staging.event(model.MessageReceived(message=message_of(row, user=self.user)))
 
     def _stage_counters(self) -> None:
         if not self.outbox.renumbered:
@@ -280,7 +282,11 @@ class Engine:
 
     def take_changes(self) -> c.Changes | None:
         """What to write now in one transaction; None: nothing, or one is under way."""
-        return None if self._reloading else self._staging.take()
+        if self._reloading:
+            return None
+        if not self._staging.in_flight:
+            self.timeline.gather()
+        return self._staging.take()
 
     def committed(self, now: float) -> None:
         """The Changes taken last are on disk."""
@@ -378,14 +384,11 @@ class Engine:
         return items
 
     def _show(self, now: float) -> None:
-        shown, old = self.connection(now), self._shown
-        if old is None or (shown.state, shown.attempt, shown.quality) != (
-            old.state,
-            old.attempt,
-            old.quality,
-        ):
-            self._shown = shown
-            self._staging.tell(shown)
+        link = self.link
+        shows = (link.public_state, link.attempt, link.quality)
+        if shows != self._shown:
+            self._shown = shows
+            self._staging.tell(self.connection(now))
 
     def events(self) -> list[model.Event]:
         """What the app must be told now; drained."""

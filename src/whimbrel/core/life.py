@@ -64,7 +64,7 @@ TRANSITIONS: dict[SendState, dict[str, SendState]] = {
         "reject": S.FAILED,
         "expire": S.FAILED,
     },
-    S.CANCELLED: {"transmit": S.CANCELLED, "void": S.CANCELLED, "lose_link": S.CANCELLED},
+    S.CANCELLED: {"void": S.CANCELLED},
     S.DELIVERED: {},
 }
 """The life of a message. A pair that is not here does not happen: it would be our own mistake."""

@@ -30,6 +30,8 @@ from whimbrel.model import ConnectionState, Quality
 
 _DEADLINE_FACTOR_MAX = 12.0
 _PATIENCE_S = 3.0
+_SETTLED_S = 60.0
+"""A link that stood this long was not fought over."""
 _EXPLICIT = frozenset({429, 502, 503, 504})
 
 
@@ -67,6 +69,8 @@ class LinkMachine:
         self._patience_s = _PATIENCE_S
         self._server_failures = 0
         self._server_at_fault = False
+        self._replacements = 0
+        self._welcomed_at = 0.0
         self._deadline_factor = 1.0
         self._heard_at = 0.0
         self._expect_since: float | None = None
@@ -192,6 +196,7 @@ class LinkMachine:
         self._patience_s = _PATIENCE_S
         self._server_failures = 0
         self._goodbye = None
+        self._welcomed_at = now
         self._heard_at = self._pinged_at = now
         self._expect_since = self._ping_at = None
         return True
@@ -224,7 +229,9 @@ class LinkMachine:
         if link != self.active:
             return
         if reason == "replaced":
-            self._server_failures += 1
+            # Another process uses this device: let each other be, more patiently each time.
+            self._replacements = 1 if now - self._welcomed_at > _SETTLED_S else self._replacements + 1
+            self._server_failures = self._replacements
             reconnect_in_s = max(reconnect_in_s, self._server_backoff_s(now))
         self._goodbye = now + reconnect_in_s
         self.cause = reason or "the server asked to come back later"

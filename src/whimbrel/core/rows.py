@@ -54,8 +54,11 @@ def status_of(row: MessageRow, *, read: bool = False, settings: Settings = _DEFA
     return SendStatus(state=state, reason=row.reason)
 
 
-def message_of(row: MessageRow, *, status: SendStatus | None = None) -> Message:
-    """The message an app sees; ``status`` overrides what the row alone says (the engine knows more)."""
+def message_of(row: MessageRow, *, status: SendStatus | None = None, user: str = "") -> Message:
+    """The message an app sees; ``status`` overrides what the row alone says (the engine knows more).
+
+    ``user``: whose store it is; own messages queued before the first sign-in have no sender yet.
+    """
     content = decode_content(row.format, row.body)
     metadata = None
     if row.metadata is not None:
@@ -66,7 +69,7 @@ def message_of(row: MessageRow, *, status: SendStatus | None = None) -> Message:
     return Message(
         id=row.id,
         conversation=row.conversation,
-        sender=row.sender,
+        sender=row.sender or (user if row.own else ""),
         kind=row.kind,
         role=_ROLES.get(row.role, row.role),
         content=content,

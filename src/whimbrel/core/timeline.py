@@ -21,6 +21,9 @@ import msgspec
 from whimbrel import protocol as p
 from whimbrel.core.contract import Changes, ConversationRow, MessageRow, Settings, Snapshot
 
+_PAGE_SLOW_S, _PAGE_FAST_S = 2.0, 0.5
+_PAGE_MIN = 10
+
 
 class Log:
     """One conversation as this device knows it."""
@@ -31,6 +34,7 @@ class Log:
         "fetch_at",
         "fetch_failures",
         "fetching",
+        "receipts",
         "row",
         "told_link",
         "told_read",
@@ -41,6 +45,8 @@ class Log:
         self.row = row
         self.durable = row
         """The row as it is on disk: what receipts rest on."""
+        self.receipts = {name: (received, read) for name, received, read in row.receipts}
+        """Of the others; in the row once gathered."""
         self.buffer: dict[int, MessageRow] = {}
         """Entries beyond a gap, by seq."""
         self.fetching: int | None = None
@@ -97,7 +103,9 @@ class Timeline:
         """``applied``, ``repeated``, ``buffered``, ``overflowed``, ``gap``, ``reset``, ``floor``."""
         self._wanting: dict[str, Log] = {}
         self._untold: dict[str, Log] = {}
+        self._told_of: dict[str, Log] = {}
         self._fetches = 0
+        self._page = settings.page
         self._receipts_at: dict[str, float] = {}
 
     # --- filling -----------------------------------------------------------------------------
@@ -174,6 +182,8 @@ class Timeline:
     def page(self, page: p.Page, now: float) -> None:
         """The answer to a fetch."""
         log = self.log(page.conversation)
+        if log.fetching is not None:
+            self._fit_page(now - (log.fetch_at - self._settings.fetch_timeout_s))
         self._end_fetch(log)
         self._epoch(log, page.epoch)
         before = log.row.position
@@ -212,18 +222,24 @@ class Timeline:
                 read=max(read, row.read),
             )
             return True
-        receipts = {name: (got, seen) for name, got, seen in log.row.receipts}
-        old = receipts.get(user, (0, 0))
+        old = log.receipts.get(user, (0, 0))
         new = (max(old[0], received, read), max(old[1], read))
         if new == old:
             return False
-        before = self._read_by_all(log)
-        receipts[user] = new
-        self.change(log, receipts=tuple((name, got, seen) for name, (got, seen) in sorted(receipts.items())))
-        after = self._read_by_all(log)
-        if after > before:
+        before = self._read_by_all(log) if new[1] > old[1] else 0
+        log.receipts[user] = new
+        self._told_of[log.row.id] = log
+        if new[1] > old[1] and (after := self._read_by_all(log)) > before:
             self._changes().reads[log.row.id] = (after, self._wall())
         return True
+
+    def gather(self) -> None:
+        """Put what was merged in memory into the rows that are about to be written."""
+        for log in self._told_of.values():
+            self.change(
+                log, receipts=tuple((name, got, seen) for name, (got, seen) in sorted(log.receipts.items()))
+            )
+        self._told_of.clear()
 
     # --- what the engine sends ---------------------------------------------------------------
 
@@ -239,7 +255,7 @@ class Timeline:
             log.fetch_at = now + self._settings.fetch_timeout_s
             self._fetches += 1
             self.counts["gap"] += 1
-            out.append(p.Fetch(conversation=log.row.id, since=log.row.position, limit=self._settings.page))
+            out.append(p.Fetch(conversation=log.row.id, since=log.row.position, limit=self._page))
         return out
 
     def receipts(self, link: int, now: float) -> list[p.Received | p.Read]:
@@ -274,6 +290,7 @@ class Timeline:
         """Give up on answers that do not come."""
         for log in self._wanting.values():
             if log.fetching is not None and now >= log.fetch_at:
+                self._fit_page(self._settings.fetch_timeout_s)
                 self._end_fetch(log)
                 self._fetch_failed(log, now)
 
@@ -313,6 +330,13 @@ class Timeline:
             log.fetch_at = 0.0
             self._fetches -= 1
 
+    def _fit_page(self, took_s: float) -> None:
+        """Ask for less on a slow link, so that it makes progress between cuts, and for more on a fast one."""
+        if took_s > _PAGE_SLOW_S:
+            self._page = max(self._page // 2, min(_PAGE_MIN, self._settings.page))
+        elif took_s < _PAGE_FAST_S:
+            self._page = min(self._page * 2, self._settings.page)
+
     def _fetch_failed(self, log: Log, now: float) -> None:
         log.fetch_failures += 1
         log.fetch_at = now + min(2.0 ** (log.fetch_failures - 1), 30.0)
@@ -329,6 +353,8 @@ class Timeline:
             ]:
                 del changes.messages[id]
         log.buffer.clear()
+        log.receipts.clear()
+        self._told_of.pop(log.row.id, None)
         self.change(
             log, epoch=epoch, position=0, head=0, floor=0, received_acked=0, read_acked=0, read=0, receipts=()
         )
@@ -378,5 +404,4 @@ class Timeline:
         others = [name for name in log.row.members if name != self.user]
         if not others:
             return 0
-        read = {name: seen for name, _, seen in log.row.receipts}
-        return min(read.get(name, 0) for name in others)
+        return min(log.receipts.get(name, (0, 0))[1] for name in others)

@@ -52,7 +52,7 @@ def frames(items: Sequence[msgspec.Struct], size: int = FRAME_BYTES) -> list[byt
 def decode_client(frame: bytes | str) -> list[ClientItem | Unknown]:
     """Read a frame of a client. Raises ``ProtocolError`` if it is no array of items at all."""
     try:
-        return list(_client_frame.decode(frame))
+        return _bounded(_client_frame.decode(frame))
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return _one_by_one(frame, _client_item)
 
@@ -60,9 +60,15 @@ def decode_client(frame: bytes | str) -> list[ClientItem | Unknown]:
 def decode_server(frame: bytes | str) -> list[ServerItem | Unknown]:
     """Read a frame of the server. Raises ``ProtocolError`` if it is no array of items at all."""
     try:
-        return list(_server_frame.decode(frame))
+        return _bounded(_server_frame.decode(frame))
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return _one_by_one(frame, _server_item)
+
+
+def _bounded(items: list[Any]) -> list[Any]:
+    if len(items) > FRAME_ITEMS_MAX:
+        raise ProtocolError(f"a frame has at most {FRAME_ITEMS_MAX} items")
+    return items
 
 
 def _one_by_one(frame: bytes | str, decoder: msgspec.json.Decoder[Any]) -> list[Any]:
@@ -71,7 +77,7 @@ def _one_by_one(frame: bytes | str, decoder: msgspec.json.Decoder[Any]) -> list[
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise ProtocolError("the frame is not a JSON array of items") from error
     items: list[Any] = []
-    for raw in raws[:FRAME_ITEMS_MAX]:
+    for raw in _bounded(raws):
         try:
             items.append(decoder.decode(raw))
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:

@@ -163,13 +163,13 @@ class MemoryStore:
                 rows += islice(self._log_rows(index, range(stop - 1, start - 1, -1)), limit - len(rows))
                 rows.reverse()
             read_to = self._read_to(conversation)
-            return [shown(row, read_to) for row in rows]
+            return [shown(row, read_to, self._user()) for row in rows]
 
     def message(self, id: str) -> Message | None:
         """One message by id, with its status."""
         with self._open():
             row = self._rows.get(id)
-            return None if row is None else shown(row, self._read_to(row.conversation))
+            return None if row is None else shown(row, self._read_to(row.conversation), self._user())
 
     def row(self, id: str) -> MessageRow | None:
         """The stored row of a message."""
@@ -180,7 +180,7 @@ class MemoryStore:
     def pending(self) -> list[Message]:
         """Own messages that are not settled, in queue order per conversation."""
         with self._open():
-            return [shown(row, 0) for row in self._outbox()]
+            return [shown(row, 0, self._user()) for row in self._outbox()]
 
     def arrivals(self, after: int, limit: int = 100) -> list[Message]:
         """Log entries in the order they came to this store."""
@@ -188,7 +188,7 @@ class MemoryStore:
             start = bisect_left(self._arrivals, (after + 1, ""))
             ids = [id for _, id in self._arrivals[start : start + min(max(limit, 0), LIMIT_MAX)]]
             rows = [self._rows[id] for id in ids]
-            return [shown(row, self._read_to(row.conversation)) for row in rows]
+            return [shown(row, self._read_to(row.conversation), self._user()) for row in rows]
 
     def consumer_position(self, name: str) -> int:
         """How far a durable consumer has come."""
@@ -240,6 +240,9 @@ class MemoryStore:
     def _outbox(self) -> list[MessageRow]:
         rows = [self._rows[id] for index in self._indexes.values() for id in index.outbox]
         return sorted(rows, key=lambda row: (row.conversation, row.stream, row.n, row.id))
+
+    def _user(self) -> str:
+        return self._meta.get("user", "")
 
     def _read_to(self, conversation: str) -> int:
         return read_by_all(self._conversations.get(conversation), self._meta.get("user", ""))

@@ -71,7 +71,7 @@ def read_by_all(conversation: ConversationRow | None, user: str) -> int:
     return min((read.get(name, 0) for name in conversation.members if name != user), default=0)
 
 
-def shown(row: MessageRow, read_to: int) -> Message:
-    """The message an app sees, where all others have read up to ``read_to``."""
+def shown(row: MessageRow, read_to: int, user: str) -> Message:
+    """The message an app sees in the store of ``user``, where all others have read up to ``read_to``."""
     read = row.seq is not None and row.seq <= read_to
-    return message_of(row, status=status_of(row, read=read))
+    return message_of(row, status=status_of(row, read=read), user=user)

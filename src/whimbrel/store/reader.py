@@ -97,19 +97,19 @@ def page(
         if len(found) < limit:
             found += db.execute(_NEWEST, (conversation, below, limit - len(found))).fetchall()
         found.reverse()
-    return _shown(db, [message_row(values) for values in found])
+    return shown_rows(db, [message_row(values) for values in found])
 
 
 def arrivals(db: apsw.Connection, after: int, limit: int) -> list[Message]:
     """Log entries in the order they came."""
     found = db.execute(_ARRIVALS, (after, min(max(limit, 0), LIMIT_MAX)))
-    return _shown(db, [message_row(values) for values in found.fetchall()])
+    return shown_rows(db, [message_row(values) for values in found.fetchall()])
 
 
 def message(db: apsw.Connection, id: str) -> Message | None:
     """One message by id."""
     found = row(db, id)
-    return None if found is None else _shown(db, [found])[0]
+    return None if found is None else shown_rows(db, [found])[0]
 
 
 def row(db: apsw.Connection, id: str) -> MessageRow | None:
@@ -118,16 +118,15 @@ def row(db: apsw.Connection, id: str) -> MessageRow | None:
     return message_row(found[0]) if found else None
 
 
-def _shown(db: apsw.Connection, rows: list[MessageRow]) -> list[Message]:
+def shown_rows(db: apsw.Connection, rows: list[MessageRow]) -> list[Message]:
     """Read the rows as messages, ``read`` where the receipts of all others say so."""
     read_to: dict[str, int] = {}
-    user: Any = None
+    own = any(row.own for row in rows)
+    user = str(value(db, "SELECT value FROM meta WHERE name = 'user'") or "") if own else ""
     for id in {row.conversation for row in rows if row.own and row.seq is not None and row.read_at is None}:
-        if user is None:
-            user = value(db, "SELECT value FROM meta WHERE name = 'user'") or ""
         for values in db.execute(f"{_CONVERSATIONS} WHERE id = ?", (id,)):
             read_to[id] = read_by_all(conversation_row(values), user)
-    return [shown(row, read_to.get(row.conversation, 0)) for row in rows]
+    return [shown(row, read_to.get(row.conversation, 0), user) for row in rows]
 
 
 class Readers:

@@ -30,7 +30,6 @@ from whimbrel.store import reader
 from whimbrel.store.device import new_device_id
 from whimbrel.store.faults import store_error
 from whimbrel.store.files import Ballast, ProcessLock
-from whimbrel.store.merge import shown
 from whimbrel.store.reader import Readers
 from whimbrel.store.schema import KEY_BYTES, connect, migrate
 from whimbrel.store.writer import queues, roll_back, write
@@ -157,7 +156,7 @@ class SqliteStore:
     def pending(self) -> list[Message]:
         """Own messages that are not settled, in queue order per conversation."""
         with self._reading() as db:
-            return [shown(row, 0) for row in reader.outbox(db)]
+            return reader.shown_rows(db, reader.outbox(db))
 
     def arrivals(self, after: int, limit: int = 100) -> list[Message]:
         """Log entries in the order they came to this store, with ``position`` > ``after``."""
