@@ -1,0 +1,1 @@
+"""The server: gateway, sessions, ledger, accounts."""

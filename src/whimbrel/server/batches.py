@@ -1,0 +1,213 @@
+"""What waits for the ledger, one batch at a time, and who gets which answer.
+
+One queue for all links and HTTP calls, in the order of arrival. A question (``Status``, ``list``) waits
+in it too, so that its answer covers what the same link asked before. A batch is bounded in operations
+and bytes. Of the followers of one missing number only the first is answered ``OutOfOrder``: the client
+goes back for all of them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from whimbrel import protocol as p
+from whimbrel.server import outcomes as o
+from whimbrel.server.fanout import Fanout
+from whimbrel.server.ledger import Ahead, Append, Ledger, Operation, Outcome, Refused, SetReceipt
+from whimbrel.server.roster import Roster
+from whimbrel.server.session import Session
+from whimbrel.server.settings import ServerSettings
+
+Callback: TypeAlias = Callable[[Outcome], None]
+"""Called once, when an operation is settled or refused; must not raise."""
+Asked: TypeAlias = p.Send | p.Void | p.Status | p.Call
+
+_RECEIPTS_MIN = 100
+"""So many receipts find room in every batch: a flood of messages does not hold them up for ever."""
+
+
+class _Entry:
+    __slots__ = ("callback", "item", "operation", "session")
+
+    def __init__(
+        self,
+        operation: Operation | None,
+        *,
+        session: Session | None = None,
+        item: Asked | None = None,
+        callback: Callback | None = None,
+    ) -> None:
+        self.operation = operation
+        self.session = session
+        self.item = item
+        self.callback = callback
+
+
+class Batches:
+    """The queue before the ledger, and the batch in flight."""
+
+    def __init__(self, ledger: Ledger, roster: Roster, fanout: Fanout, settings: ServerSettings) -> None:
+        self._ledger = ledger
+        self._roster = roster
+        self._fanout = fanout
+        self._settings = settings
+        self._queue: deque[_Entry] = deque()
+        self._in_flight: list[_Entry] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How much waits for a batch."""
+        return len(self._queue) + self._fanout.receipts.wanted
+
+    @property
+    def full(self) -> bool:
+        """No more may wait."""
+        return self.waiting >= self._settings.waiting_max
+
+    @property
+    def in_flight(self) -> bool:
+        """The ledger has a batch."""
+        return self._in_flight is not None
+
+    def ask(self, session: Session, item: Asked, operation: Operation | None) -> None:
+        """Queue what a link asked; without an operation it is a question."""
+        entry = _Entry(operation, session=session, item=item)
+        session.waiting += 1
+        # Links are not read from when the queue is full; this is for what was in the same frame.
+        if self.waiting >= 2 * self._settings.waiting_max:
+            self._answer(entry, Refused(code="unavailable", text="too much waits"), set())
+        else:
+            self._queue.append(entry)
+
+    def submit(self, operation: Operation, callback: Callback) -> None:
+        """Queue an operation that no link sent."""
+        self._queue.append(_Entry(operation, callback=callback))
+
+    def take(self) -> list[Operation]:
+        """Give the next batch; empty if nothing waits, or one is in flight."""
+        if self._in_flight is not None:
+            return []
+        limits = self._settings
+        entries: list[_Entry] = []
+        operations: list[Operation] = []
+        size_bytes = 0
+        while (
+            self._queue
+            and len(operations) < limits.batch_operations_max
+            and size_bytes < limits.batch_bytes_max
+        ):
+            entry = self._queue.popleft()
+            if entry.operation is None and not operations:
+                self._answer_question(entry)
+                continue
+            entries.append(entry)
+            if entry.operation is not None:
+                operations.append(entry.operation)
+                size_bytes += len(entry.operation.send.body) if isinstance(entry.operation, Append) else 100
+        room = max(_RECEIPTS_MIN, limits.batch_operations_max - len(operations))
+        for receipt in self._fanout.receipts.take(room):
+            entries.append(_Entry(receipt))
+            operations.append(receipt)
+        if operations:
+            self._in_flight = entries
+            self._fanout.remember({o.conversation_of(operation) for operation in operations})
+        return operations
+
+    def settled(self, outcomes: Sequence[Outcome], now: float) -> None:
+        """Answer and publish, in order, what the batch in flight came to."""
+        entries = self._land()
+        assert len(outcomes) == sum(entry.operation is not None for entry in entries), "one outcome each"
+        ordered = iter(outcomes)
+        told: set[tuple[int, str, int]] = set()
+        for entry in entries:
+            if entry.operation is None:
+                self._answer_question(entry)
+                continue
+            outcome = next(ordered)
+            if isinstance(entry.item, p.Send | p.Void):
+                asker = self._answer(entry, outcome, told)
+                self._fanout.publish(entry.operation, outcome, asker, now)
+            else:
+                # A conversation is known by its heads and events before the call that made it is answered.
+                self._fanout.publish(entry.operation, outcome, None, now)
+                self._answer(entry, outcome, told)
+        self._fanout.routed = self._ledger.commit
+
+    def failed(self) -> None:
+        """Refuse what was in flight, for now; receipts wait for the next batch."""
+        refused = Refused(code="unavailable", text="the ledger cannot commit now")
+        for entry in self._land():
+            if isinstance(entry.operation, SetReceipt) and entry.callback is None:
+                receipt = entry.operation
+                self._fanout.receipts.want(receipt.user, receipt.conversation, receipt.received, receipt.read)
+            elif entry.operation is None:
+                self._answer_question(entry)
+            else:
+                self._answer(entry, refused, set())
+
+    def _land(self) -> list[_Entry]:
+        entries = self._in_flight
+        assert entries is not None, "no batch is in flight"
+        self._in_flight = None
+        return entries
+
+    def _answer(self, entry: _Entry, outcome: Outcome, told: set[tuple[int, str, int]]) -> int | None:
+        """Answer who asked; gives its link if the answer stands for the event."""
+        if entry.callback is not None:
+            entry.callback(outcome)
+            return None
+        session, item = entry.session, entry.item
+        if session is None or item is None:
+            return None
+        session.waiting -= 1
+        if not session.live:
+            return None
+        if isinstance(item, p.Call):
+            self._tell(session, o.answer_of(item.id, outcome))
+            return None
+        if isinstance(item, p.Status):
+            return None
+        if isinstance(outcome, Ahead):
+            stream = (session.link, item.conversation, item.stream)
+            if stream in told:
+                return None
+            told.add(stream)
+        answer = self._numbered(item, item.n, outcome)
+        if isinstance(answer, p.Delivered):
+            if self._settings.send_accepted and isinstance(item, p.Send):
+                self._tell(session, o.accepted(answer))
+            self._fanout.touch(session)
+        self._tell(session, answer)
+        return session.link if isinstance(answer, p.Delivered) else None
+
+    def _answer_question(self, entry: _Entry) -> None:
+        session, item = entry.session, entry.item
+        assert session is not None, "only links ask questions"
+        session.waiting -= 1
+        identity = session.identity
+        if not session.live or identity is None:
+            return
+        if isinstance(item, p.Call):
+            size_bytes_max = self._settings.item_bytes_max
+            self._tell(session, o.listing(item.id, self._ledger.conversations(identity.user), size_bytes_max))
+            return
+        assert isinstance(item, p.Status), "the only other question"
+        expected: p.ServerItem | None = None
+        for n in item.numbers[: self._settings.status_numbers_max]:
+            outcome = self._ledger.settled(identity.device, item.conversation, item.stream, n)
+            if isinstance(outcome, Ahead):
+                expected = self._numbered(item, n, outcome)
+            elif outcome is not None:
+                self._tell(session, self._numbered(item, n, outcome))
+        if expected is not None:
+            self._tell(session, expected)
+
+    def _numbered(self, item: p.Send | p.Void | p.Status, n: int, outcome: Outcome) -> p.ServerItem:
+        retry_s = self._settings.unavailable_retry_s
+        return o.numbered(item.conversation, item.stream, n, outcome, unavailable_retry_s=retry_s)
+
+    def _tell(self, session: Session, item: p.ServerItem) -> None:
+        session.answer(item)
+        self._roster.wake(session)

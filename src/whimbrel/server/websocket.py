@@ -1,0 +1,86 @@
+"""The WebSocket of a client: frames in, frames out, with backpressure both ways.
+
+Reading stops while the hub says that the link is congested; uvicorn then stops reading the socket.
+Writing takes from the hub only when the socket took the last frames, so the hub's bound on a link's
+queue is what a slow client costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import Message, Receive, Scope, Send
+
+from whimbrel import protocol as p
+from whimbrel.errors import ProtocolError, StoreError
+from whimbrel.server.gateway import Gateway, Link
+from whimbrel.server.ledger import LedgerUnavailable
+
+CLOSE_CODES = {"bye": 1000, "shutdown": 1001, "protocol": 1002, "unauthorized": 1008, "replaced": 1008}
+CLOSE_CODE_OTHERS = 1013
+"""Try again later."""
+
+
+async def serve_websocket(gateway: Gateway, receive: Receive, send: Send) -> None:
+    """Serve one connection until either side closes it; the scope was routed here already."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    task = asyncio.current_task()
+    assert task is not None, "runs in a task"
+    link = gateway.open(task.cancel)
+    writing = asyncio.ensure_future(_write(gateway, link, send))
+    reading = asyncio.ensure_future(_read(gateway, link, receive))
+    try:
+        # Reading ends when the client is gone; writing when the hub wants the link closed.
+        await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        pass  # the hub's patience with this link is over: returning closes the connection
+    finally:
+        gateway.close(link)
+        for part in (reading, writing):
+            part.cancel()
+        await asyncio.gather(reading, writing, return_exceptions=True)
+
+
+async def _read(gateway: Gateway, link: Link, receive: Receive) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            return
+        try:
+            gateway.receive(link, p.decode_client(_payload(message)))
+        except ProtocolError:
+            gateway.broken(link)
+        except (LedgerUnavailable, StoreError):
+            return
+        await gateway.relieved(link)
+
+
+async def _write(gateway: Gateway, link: Link, send: Send) -> None:
+    while True:
+        await link.wake.wait()
+        link.wake.clear()
+        try:
+            items = gateway.outgoing(link)
+        except LedgerUnavailable:
+            await send({"type": "websocket.close", "code": CLOSE_CODE_OTHERS, "reason": "unavailable"})
+            return
+        for frame in p.frames(items):
+            await send({"type": "websocket.send", "text": frame.decode()})
+        reason = gateway.hub.closing.get(link.number)
+        if reason is not None and not link.wake.is_set():
+            code = CLOSE_CODES.get(reason, CLOSE_CODE_OTHERS)
+            await send({"type": "websocket.close", "code": code, "reason": reason})
+            return
+
+
+def _payload(message: Message) -> bytes | str:
+    text: str | None = message.get("text")
+    data: bytes | None = message.get("bytes")
+    return text if text is not None else data or b""
+
+
+async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    """Turn away a WebSocket at any other path."""
+    await receive()
+    await send({"type": "websocket.close", "code": 1008})
