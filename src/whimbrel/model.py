@@ -10,7 +10,6 @@ machine alike, so the local echo and the confirmed message are one.
 
 from __future__ import annotations
 
-import base64
 import enum
 import hashlib
 from typing import Any, ClassVar, TypeAlias
@@ -47,10 +46,19 @@ Content: TypeAlias = "str | bytes | dict[str, Any] | list[Any] | int | float | b
 """Text, bytes, or anything JSON can hold."""
 
 
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+
+
 def message_id(device: str, key: str) -> str:
-    """Name the message that ``device`` sends under ``key``: 26 characters, the same on every machine."""
+    """Name the message that ``device`` sends under ``key``: 26 characters, the same on every machine.
+
+    Base32 (RFC 4648, in lower case) of the first 16 bytes of a SHA-256; by tens of bits, for it is
+    computed for every message on both sides.
+    """
     digest = hashlib.sha256(f"{len(device)}:{device}{key}".encode()).digest()
-    return base64.b32encode(digest[:16]).decode().rstrip("=").lower()
+    bits = int.from_bytes(digest[:16], "big") << 2
+    return "".join([_PAIRS[bits >> shift & 1023] for shift in range(120, -1, -10)])
 
 
 class Role(enum.StrEnum):
