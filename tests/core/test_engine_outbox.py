@@ -311,3 +311,39 @@ def test_a_failed_commit_takes_nothing_and_the_server_is_asked_again() -> None:
     assert again.key == "a"
     rig.receive(new, delivered(again, 1, kept))
     assert rig.state(kept) == "delivered"
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_refused_message_that_blocks_waits_for_the_app_and_not_for_its_expiry(restarted: bool) -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    refused = rig.send("a", on_reject="block", expires_in_s=5.0)
+    rig.send("b", on_reject="block")
+    rig.take(link)
+    rig.receive(link, p.Rejected(conversation="c1", stream=1, n=1, code="invalid"))
+    if restarted:
+        rig.restart()
+    rig.run(10.0)
+    assert rig.engine.pending == 2
+    status = rig.engine.status(refused)
+    assert status is not None
+    assert (status.state, status.can_retry) == (SendState.FAILED, False)
+    rig.engine.submit(c.CancelMessage(id=refused), rig.now)
+    rig.settle()
+    row = rig.store.row(refused)
+    assert row is not None
+    assert row.void == "cancelled"
+
+
+def test_a_blocking_message_that_expired_is_settled() -> None:
+    rig = Rig()
+    rig.send("a", on_reject="block", expires_in_s=5.0)
+    rig.run(6.0)
+    rig.engine.submit(c.SetToken(token="t"), rig.now)
+    rig.engine.submit(c.Connect(), rig.now)
+    rig.settle()
+    link = rig.opened.pop()
+    rig.engine.opened(link, rig.now)
+    rig.settle()
+    rig.receive(link, rig.welcome(head()), p.Voided(conversation="c1", stream=1, n=1, reason="expired"))
+    assert rig.store.load().outbox == []

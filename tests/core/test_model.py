@@ -193,8 +193,8 @@ class Storm(RuleBasedStateMachine):
     def another_member_sends(self, pushed: bool) -> None:
         seq = len(self.server.log) + 1
         self.server.log.append((f"other{seq}", "ben", f"text {seq}"))
-        if pushed and self.link is not None:
-            self.down.append(self.server.event(seq))
+        if self.link is not None:
+            self.down.append(self.server.event(seq) if pushed else p.Heads(heads=(head(seq),)))
 
     @rule(seconds=st.floats(0.1, 3.0))
     def time_passes(self, seconds: float) -> None:

@@ -18,6 +18,22 @@ def test_every_promise_is_kept(first: int) -> None:
     assert report.seeds == CHUNK
 
 
+# Seeds that found a bug once.
+REGRESSIONS = {
+    4: "an own message settled beyond an overflowing gap read as sent",
+    142: "a refused message that blocks was forgotten on reload",
+    168: "a refused message that blocks was given up by its expiry",
+    453: "an own entry confirmed twice within one commit lost its place",
+}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", REGRESSIONS)
+def test_what_was_found_once_stays_fixed(seed: int) -> None:
+    result = simulate(seed)
+    assert result.ok, f"{REGRESSIONS[seed]}: {result.text()}"
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", FAULTS)
 def test_every_fault_takes_effect_and_alone_breaks_nothing(kind: str) -> None:

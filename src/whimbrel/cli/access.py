@@ -27,7 +27,7 @@ from whimbrel.cli.output import escaped, say
 
 if TYPE_CHECKING:
     from whimbrel.client.client import Client
-    from whimbrel.model import Explanation
+    from whimbrel.model import Explanation, Message
 
 PASSWORD_VARIABLE = "WHIMBREL_PASSWORD"  # noqa: S105 - a name
 PASSWORD_BYTES_MAX = 16 * 1024
@@ -261,6 +261,13 @@ async def catch_up_if_possible(client: Client, timeout_s: float) -> bool:
         say(f"whimbrel: {escaped(str(error))} (this is what this device has)")
         return False
     return True
+
+
+async def waiting(client: Client) -> list[Message]:
+    """Own messages that are to be delivered: not those given up, of which only the server is to be told."""
+    return [
+        message for message in await client.pending() if message.status is None or not message.status.settled
+    ]
 
 
 def reason_of(explanation: Explanation) -> str:

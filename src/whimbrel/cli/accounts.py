@@ -21,6 +21,7 @@ from whimbrel.cli.access import (
     opened,
     read_password,
     unlock,
+    waiting,
 )
 from whimbrel.cli.exits import Exit, run
 from whimbrel.cli.output import counted, emit, escaped, say, show
@@ -137,4 +138,4 @@ def logout(*, access: Access = DEFAULTS, json: Json = False) -> int:
 async def _logout(target: Target) -> int:
     async with opened(target) as client:
         await client.sign_out()
-        return len(await client.pending())
+        return len(await waiting(client))

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from whimbrel import errors
-from whimbrel.cli.access import DEFAULTS, Access, Target, opened, unlock
+from whimbrel.cli.access import DEFAULTS, Access, Target, opened, unlock, waiting
 from whimbrel.cli.exits import Exit, described, run
 from whimbrel.cli.following import ConnectionLine, Reader
 from whimbrel.cli.output import coloured, counted, escaped, message_line, say, show, styled
@@ -83,10 +83,10 @@ class Chat:
                 show(message_line(message))
                 if message.seq is not None:
                     await self._handle.mark_read(message.seq)
-            for waiting in await self._client.pending():
-                if waiting.conversation == self._handle.id:
-                    self._number(await self._client.sent_message(waiting.id))
-                    show(f"{message_line(waiting)} #{self._count}")
+            for queued in await waiting(self._client):
+                if queued.conversation == self._handle.id:
+                    self._number(await self._client.sent_message(queued.id))
+                    show(f"{message_line(queued)} #{self._count}")
             talking = asyncio.create_task(self._talk())
             following = asyncio.create_task(self._follow())
             try:
@@ -104,18 +104,18 @@ class Chat:
         """Wait a moment for what was sent last."""
         try:
             async with asyncio.timeout(_LAST_WAIT_S):
-                waiting = 0
+                left = 0
                 for message in list(self._sent.values()):
                     try:
                         await message.delivered()
                     except errors.DeliveryFailed:
                         continue
         except TimeoutError:
-            waiting = len(await self._client.pending())
+            left = len(await waiting(self._client))
         for message in self._sent.values():  # the last news may be still on its way here
             self._show_status(message.id, message.status)
-        if waiting:
-            say(f"whimbrel: {counted(waiting, 'message')} queued on this device; {SENT_BY}")
+        if left:
+            say(f"whimbrel: {counted(left, 'message')} queued on this device; {SENT_BY}")
             return Exit.QUEUED
         return Exit.OK
 
@@ -135,7 +135,7 @@ class Chat:
                 case Message():
                     await self._show(item)
                 case ConnectionChanged():
-                    self._line.note(self._client.connection, len(await self._client.pending()))
+                    self._line.note(self._client.connection, len(await waiting(self._client)))
                 case MessageChanged(id=id, status=status):
                     self._show_status(id, status)
                 case PermanentFailure(id=id, text=text) if id in self._numbers:

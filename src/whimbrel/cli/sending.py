@@ -13,7 +13,18 @@ import msgspec
 from cyclopts import Parameter
 
 from whimbrel import errors
-from whimbrel.cli.access import DEFAULTS, Access, Json, Target, catch_up, opened, reason_of, signed_in, unlock
+from whimbrel.cli.access import (
+    DEFAULTS,
+    Access,
+    Json,
+    Target,
+    catch_up,
+    opened,
+    reason_of,
+    signed_in,
+    unlock,
+    waiting,
+)
 from whimbrel.cli.exits import Exit, Unfinished, described, run
 from whimbrel.cli.output import clock, content_text, counted, emit, escaped, say, seconds, show, table
 
@@ -169,28 +180,28 @@ async def _refusal(
 
 def outbox(*, access: Access = DEFAULTS, json: Json = False) -> int:
     """Show the messages that wait on this device: where each stands, and what it waits for."""
-    waiting = run(_waiting(unlock(access)))
+    found = run(_explained_all(unlock(access)))
     if json:
-        emit([_entry(message, explanation) for message, explanation in waiting])
-    elif not waiting:
+        emit([_entry(message, explanation) for message, explanation in found])
+    elif not found:
         show("nothing waits: every message was delivered")
     else:
         columns = ("ID", "CONVERSATION", "STATE", "ATTEMPTS", "NEXT", "WAITS FOR", "TEXT")
-        table(columns, [_row(message, explanation) for message, explanation in waiting])
+        table(columns, [_row(message, explanation) for message, explanation in found])
     return Exit.OK
 
 
-async def _waiting(target: Target) -> list[tuple[Message, Explanation]]:
+async def _explained_all(target: Target) -> list[tuple[Message, Explanation]]:
     async with opened(target) as client:
-        waiting = []
-        if await client.pending():
+        found = []
+        if await waiting(client):
             await _look_at_link(client)
-        for message in await client.pending():
+        for message in await waiting(client):
             try:
-                waiting.append((message, await client.explain(message.id)))
+                found.append((message, await client.explain(message.id)))
             except errors.NotFound:
                 continue  # delivered and gone while we looked
-        return [(message, why) for message, why in waiting if not why.status.settled]
+        return [(message, why) for message, why in found if not why.status.settled]
 
 
 def _entry(message: Message, explanation: Explanation) -> dict[str, Any]:
@@ -298,7 +309,7 @@ async def _sync_once(target: Target, timeout_s: float, json: bool) -> int:
     until = time.monotonic() + timeout_s
     problem: errors.WhimbrelError | None = None
     async with opened(target) as client:
-        before = await client.pending()
+        before = await waiting(client)
         await client.retry_all()
         try:
             await catch_up(client, timeout_s)
@@ -309,7 +320,7 @@ async def _sync_once(target: Target, timeout_s: float, json: bool) -> int:
                 await client.flush(max(0.0, until - time.monotonic()))
             except errors.DeliveryPending as error:
                 problem = error
-        pending = [message for message in await client.pending() if not _is_settled(message)]
+        pending = await waiting(client)
     left = {message.id for message in pending}
     sent = sum(message.id not in left for message in before)
     if json:
@@ -325,7 +336,3 @@ async def _sync_once(target: Target, timeout_s: float, json: bool) -> int:
         say(f"whimbrel: {counted(len(pending), 'message')} still queued: {described(problem)}")
         raise Unfinished(Exit.QUEUED)
     raise problem
-
-
-def _is_settled(message: Message) -> bool:
-    return message.status is None or message.status.settled

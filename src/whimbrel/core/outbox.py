@@ -369,8 +369,10 @@ class Outbox:
         self.by_id[entry.row.id] = entry
         self.bytes += entry.size
         self._busy[queue.conversation] = queue
-        if entry.row.expires_at is not None and entry.row.void is None:
-            self._expiring[entry.row.id] = entry
+        row = entry.row
+        refused = row.state is S.FAILED and not row.can_retry
+        if row.expires_at is not None and row.void is None and not refused:
+            self._expiring[row.id] = entry
 
     def _doubt_at(self, queue: Queue, head: Entry) -> float:
         return head.sent_at + self._settings.request_timeout_s * float(2 ** min(queue.doubted, 5))
@@ -404,6 +406,7 @@ class Outbox:
     def _refuse(self, queue: Queue, entry: Entry, reason: FailureReason, text: str) -> None:
         """The server refused it and goes on expecting it (``on_reject="block"``)."""
         before = entry.row.state or S.PENDING
+        self._expiring.pop(entry.row.id, None)  # what becomes of it the app decides, not the clock
         entry.row.reason, entry.row.can_retry = reason, False
         self._retries.note(entry, reason, text)
         self._step(entry, "reject")

@@ -11,7 +11,7 @@ import copy
 
 from whimbrel.core.contract import ConversationRow, MessageRow, OutboxUpdate
 from whimbrel.core.rows import message_of, status_of
-from whimbrel.model import Message, SendState
+from whimbrel.model import FailureReason, Message, SendState
 
 _SETTLED = frozenset({SendState.DELIVERED, SendState.READ, SendState.CANCELLED})
 
@@ -28,7 +28,8 @@ def waiting(row: MessageRow) -> bool:
     if row.state is None:  # of an older version; in the log it is settled
         return row.seq is None
     if row.state is SendState.FAILED:
-        return row.can_retry or row.on_reject == "block"  # it holds its place until the app decides
+        # A refused one that blocks holds its place until the app decides.
+        return row.can_retry or (row.on_reject == "block" and row.reason is FailureReason.REJECTED)
     return row.state not in _SETTLED
 
 

@@ -84,7 +84,7 @@ CREATE TABLE messages (
             OR CASE
                 WHEN state IS NULL THEN seq IS NULL
                 WHEN state IN ('delivered', 'read', 'cancelled') THEN 0
-                WHEN state = 'failed' THEN can_retry OR on_reject = 'block'
+                WHEN state = 'failed' THEN can_retry OR (on_reject = 'block' AND reason = 'rejected')
                 ELSE 1
             END
         )
