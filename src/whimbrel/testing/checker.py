@@ -260,10 +260,16 @@ def _read(history: History, user: str, conversation: str, at_s: float) -> int:
 
 
 def decisions_awaited(history: History) -> Iterator[str]:
-    """With `on_reject="block"`, nothing behind a refused message arrives before the app has decided."""
+    """With `on_reject="block"`, nothing behind a refused message arrives before the app has decided.
+
+    One that expired before any refusal was told never was a refused message: the app had set its time.
+    """
+    told_refused = {claim.id for claim in history.claims if claim.reason is FailureReason.REJECTED}
+    told_expired = {claim.id for claim in history.claims if claim.reason is FailureReason.EXPIRED}
     refused: dict[tuple[str, str], list[Submission]] = {}
     for sent in history.submissions.values():
-        if sent.refusable and sent.blocks:
+        expired = sent.expires and sent.id in told_expired - told_refused
+        if sent.refusable and sent.blocks and not expired:
             refused.setdefault((sent.device, sent.conversation), []).append(sent)
     if not refused:
         return
