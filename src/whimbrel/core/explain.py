@@ -27,7 +27,7 @@ def explain(parts: Parts, entry: Entry, status: SendStatus, now: float) -> Expla
     """Explain an unsettled message."""
     row = entry.row
     queue = parts.outbox.queues[row.conversation]
-    ahead = sum(1 for n in queue.entries if n < row.n)
+    ahead = sum(1 for n, other in queue.entries.items() if n < row.n and other.row.void is None)
     if not entry.durable:
         why: _Why = ("the disk", "it is being written to the local store", None)
     elif parts.link.active is None:
