@@ -286,3 +286,23 @@ def test_quality_has_hysteresis() -> None:
     assert seen == ["excellent", "excellent", "good", "good", "excellent", "poor"]
     rig.link.stop()
     assert rig.link.quality is Quality.OFFLINE
+
+
+def test_while_data_flows_the_round_trip_is_measured_every_two_seconds() -> None:
+    rig = Rig()
+    rig.connect()
+    for _ in range(100):
+        rig.run(0.1)
+        rig.link.sent(rig.now)
+        rig.drain()
+        if rig.pings:
+            rig.pong()
+    assert 4 <= len(rig.pings) <= 5
+
+
+def test_a_network_that_became_slow_is_noticed_soon() -> None:
+    rig = Rig()
+    rig.connect(rtt_s=0.03)
+    rig.link.rtt.sample(1.6)
+    rig.link.rtt.sample(1.6)
+    assert rig.link.quality is Quality.POOR

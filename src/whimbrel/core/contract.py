@@ -53,6 +53,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     calls_max: int = 100
     # link
     ping_every_s: float = 10.0
+    measure_every_s: float = 2.0
+    """While data flows, a ping goes with it this often, so that the measured round trip is of now."""
     dead_after_s: float = 2.5
     probe_fast_s: float = 0.2
     probe_fast_for_s: float = 10.0

@@ -381,6 +381,7 @@ class Engine:
         self._writable[link] = max(0, budget)
         if len(items) > unanswered:
             self.link.sent(now)
+            items[:0] = [p.Ping(id=id) for id in self.link.take_pings()]
         return items
 
     def _show(self, now: float) -> None:

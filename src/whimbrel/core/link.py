@@ -217,6 +217,8 @@ class LinkMachine:
         """Data that wants an answer went out on the active link."""
         if self._expect_since is None:
             self._expect_since = now
+        if self._ping_at is None and now - self._pinged_at >= self._settings.measure_every_s:
+            self._ping(now)
 
     def pong(self, ping_id: int, now: float) -> None:
         """The answer to a ping."""
@@ -400,7 +402,8 @@ class LinkMachine:
         self._ping_id += 1
         self._ping_at = self._pinged_at = now
         self._pings.append(self._ping_id)
-        self.sent(now)
+        if self._expect_since is None:
+            self._expect_since = now
 
     def _watch(self, now: float) -> None:
         if self._expect_since is not None and now >= self._expect_since + self._deadline_s():

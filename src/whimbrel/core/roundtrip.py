@@ -10,7 +10,7 @@ _HYSTERESIS = 1.2
 
 
 class RoundTrip:
-    """The measured round trip (RFC 6298, section 2): smoothed value and variation, in seconds."""
+    """The measured round trip (after RFC 6298, section 2): smoothed value and variation, in seconds."""
 
     __slots__ = ("_level", "rttvar", "srtt")
 
@@ -25,7 +25,8 @@ class RoundTrip:
             self.srtt, self.rttvar = rtt, rtt / 2
         else:
             self.rttvar += 0.25 * (abs(self.srtt - rtt) - self.rttvar)
-            self.srtt += 0.125 * (rtt - self.srtt)
+            # A network that became much slower is believed sooner: too short a deadline costs a link.
+            self.srtt += (0.5 if rtt > 2 * self.srtt else 0.125) * (rtt - self.srtt)
 
     def quality(self, standing: bool, settings: Settings) -> Quality:
         """The quality of a link that is ``standing`` or not; it does not flicker at a border."""
