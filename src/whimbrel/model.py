@@ -103,6 +103,11 @@ class FailureReason(enum.StrEnum):
     EXPIRED = "expired"
     UNKNOWN = "unknown"
 
+    @classmethod
+    def _missing_(cls, value: object) -> FailureReason | None:
+        """A reason of a newer version is one we do not know."""
+        return cls.UNKNOWN if isinstance(value, str) else None
+
     @property
     def friendly(self) -> str:
         """What to tell the person who sent it."""

@@ -347,3 +347,108 @@ def test_a_blocking_message_that_expired_is_settled() -> None:
     rig.settle()
     rig.receive(link, rig.welcome(head()), p.Voided(conversation="c1", stream=1, n=1, reason="expired"))
     assert rig.store.load().outbox == []
+
+
+def test_a_number_that_never_gets_an_answer_is_asked_after_less_and_less_often() -> None:
+    rig = Rig(c.Settings(ping_every_s=1e9, dead_after_s=1e9))
+    link = rig.connect(head())
+    rig.send("a")
+    rig.take(link)
+    rig.run(2000.0)
+    asks = of_kind(rig.take(link), p.Status)
+    assert 6 <= len(asks) <= 12
+
+
+def test_one_long_queue_does_not_starve_the_others() -> None:
+    rig = Rig()
+    welcome = p.Welcome(
+        user="anna",
+        device=rig.store.device,
+        history="h1",
+        sync="s1",
+        heads=(head(), head(conversation="c2")),
+        credits=p.Credits(rate=10.0, burst=1, available=0.0),
+    )
+    link = rig.connect(welcome=welcome)
+    for number in range(50):
+        rig.send(f"long {number}")
+    rig.send("short", conversation="c2")
+    rig.run(0.35)
+    assert "short" in [send.key for send in sends(rig.take(link))]
+
+
+def test_a_key_in_conflict_twice_is_refused_and_not_offered_for_ever() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    id = rig.send("a", on_reject="block")
+    offered = 0
+    for _ in range(10):
+        for send in sends(rig.take(link)):
+            offered += 1
+            rig.receive(
+                link,
+                p.Rejected(conversation="c1", stream=send.stream, n=send.n, code="conflict", text="other"),
+            )
+    assert offered == 2
+    assert rig.state(id) == "failed"
+
+
+def test_a_void_the_server_never_takes_is_settled_and_those_behind_go_on() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    first, second = rig.send("a"), rig.send("b")
+    rig.take(link)
+    rig.engine.submit(c.CancelMessage(id=first), rig.now)
+    rig.settle()
+    rig.receive(link, p.Rejected(conversation="c1", stream=1, n=1, code="invalid"))
+    assert rig.state(first) == "cancelled"
+    (again,) = [send for send in sends(rig.take(link)) if send.stream == 2]
+    rig.receive(link, delivered(again, 1, second))
+    assert rig.engine.pending == 0
+
+
+def test_a_message_given_up_after_its_rounds_does_not_wake_the_engine_when_it_expires() -> None:
+    rig = Rig(c.Settings(retries_server_error=0, retry_rounds_max=1, ping_every_s=1e9, dead_after_s=1e9))
+    link = rig.connect(head(), head(conversation="c2"))
+    rig.send("other", conversation="c2")
+    rig.send("a", expires_in_s=5.0)
+    for send in sends(rig.take(link)):
+        if send.key == "a":
+            rig.receive(link, p.Rejected(conversation="c1", stream=1, n=1, code="unavailable"))
+    other = next(iter(rig.engine.outbox.queues["c2"].entries.values()))
+    assert other.row.n == 1
+    rig.receive(
+        link,
+        p.Delivered(conversation="c2", stream=1, n=1, id=other.row.id, epoch="e1", seq=1, at=0.0),
+    )
+    rig.run(60.0)  # raises if the engine spins
+
+
+def test_a_rate_limit_outlives_the_link() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    rig.send("a")
+    rig.take(link)
+    rig.receive(link, p.Rejected(conversation="c1", stream=1, n=1, code="rate_limited", retry_after_s=60.0))
+    rig.lose(link)
+    rig.opened.clear()
+    rig.run(1.0)
+    link = rig.opened.pop()
+    rig.engine.opened(link, rig.now)
+    rig.settle()
+    rig.receive(link, rig.welcome(head()))
+    assert sends(rig.take(link)) == []
+
+
+def test_without_auto_resume_only_the_app_takes_a_failed_message_up_again() -> None:
+    rig = Rig(c.Settings(auto_resume=False, retries_server_error=0))
+    link = rig.connect(head())
+    id = rig.send("a")
+    rig.take(link)
+    rig.receive(link, p.Rejected(conversation="c1", stream=1, n=1, code="unavailable"))
+    rig.engine.submit(c.Connect(), rig.now)
+    rig.settle()
+    assert rig.state(id) == "failed"
+    rig.engine.submit(c.RetryMessage(id=id), rig.now)
+    rig.settle()
+    assert len(sends(rig.take(link))) == 1

@@ -282,3 +282,47 @@ def test_receipts_of_many_members_are_written_once_a_commit() -> None:
     rig.settle()
     rig.restart()
     assert len(rig.engine.timeline.logs["c1"].row.receipts) == 200
+
+
+def test_a_new_epoch_before_the_old_place_was_written_waits_for_the_next_link() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    id = rig.send("mine")
+    (send,) = sends(rig.take(link))
+    rig.engine.receive(link, event(1), rig.now)
+    rig.engine.receive(link, delivered(send, 2, id), rig.now)
+    rig.receive(link, p.Heads(heads=(head(3, epoch="e2"),)))
+    assert link in rig.closed
+    rig.opened = [link for link in rig.opened if link not in rig.closed]
+    new = rig.opened.pop()
+    rig.engine.opened(new, rig.now)
+    rig.settle()
+    rig.receive(new, rig.welcome(head(3, epoch="e2")))
+    rig.receive(new, page(1, 2, 3, since=0, head=3, epoch="e2"))
+    assert [m.id for m in rig.store.messages("c1")] == ["m1", "m2", "m3"]
+    rig.restart()
+    assert rig.engine.timeline.logs["c1"].row.position == 3
+
+
+def test_members_follow_the_order_of_the_log_and_not_of_arrival() -> None:
+    def member(seq: int, user: str, action: str) -> p.Event:
+        body = f'{{"user":"{user}","action":"{action}"}}'
+        return p.Event(
+            conversation="c1",
+            epoch="e1",
+            seq=seq,
+            id=f"m{seq}",
+            sender="anna",
+            kind="member",
+            format="json",
+            body=body,
+        )
+
+    rig = Rig()
+    link = rig.connect(head())
+    rig.receive(link, member(3, "zoe", "removed"))
+    rig.receive(
+        link,
+        p.Page(conversation="c1", epoch="e1", since=0, events=(event(1), member(2, "zoe", "joined")), head=3),
+    )
+    assert rig.store.conversations()[0].members == ("anna", "ben")

@@ -306,3 +306,54 @@ def test_a_network_that_became_slow_is_noticed_soon() -> None:
     rig.link.rtt.sample(1.6)
     rig.link.rtt.sample(1.6)
     assert rig.link.quality is Quality.POOR
+
+
+def test_a_server_slow_to_welcome_is_given_more_time_each_time() -> None:
+    rig = Rig()
+    rig.link.start(rig.now, signed_in=True)
+    rig.drain()
+    greeted: dict[int, float] = {}
+    for _ in range(1200):
+        rig.run(0.05)
+        for at, link in rig.opens:
+            if (
+                rig.link.knows(link)
+                and link not in greeted
+                and rig.now - at >= 0.05
+                and rig.link.opened(link, rig.now)
+            ):
+                greeted[link] = rig.now
+        for link, at in list(greeted.items()):
+            if rig.link.knows(link) and rig.now - at >= 4.0 and rig.link.welcomed(link, rig.now, 0.0):
+                assert len(greeted) < 10
+                return
+    raise AssertionError("never connected")
+
+
+def test_suspicion_ends() -> None:
+    rig = Rig()
+    link = rig.connect()
+    rig.refuse = UNREACHABLE
+    rig.link.sent(rig.now)
+    rig.run(8.0)
+    assert rig.state == LinkState.RECONNECTING
+    assert link in rig.closes
+
+
+def test_the_deadline_shrinks_again_when_answers_come_in_time() -> None:
+    rig = Rig()
+    rig.connect()
+    rig.link._deadline_factor = 12.0
+    for _ in range(12):
+        rig.run(10)
+        rig.pong()
+    assert rig.link._deadline_factor == 1.0
+
+
+def test_the_limit_of_attempts_holds_where_nothing_answers() -> None:
+    rig = Rig(Settings(connect_attempts_max=5))
+    rig.link.start(rig.now, signed_in=True)
+    rig.drain()
+    rig.run(120)
+    assert len(rig.opens) == 5
+    assert rig.state == LinkState.STOPPED

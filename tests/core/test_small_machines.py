@@ -104,3 +104,10 @@ def test_a_short_lived_token_is_not_refreshed_in_a_loop() -> None:
     tokens.renewed("t", 60.0, 0.0)
     assert not tokens.due(30.0)
     assert tokens.due(41.0)
+
+
+def test_a_budget_lets_nobody_pass_for_free() -> None:
+    bucket = TokenBucket(10.0, 100.0, 0.0)
+    waits = [bucket.reserve(0.0) for _ in range(900)]
+    assert sum(wait == 0 for wait in waits) == 100
+    assert max(waits) == pytest.approx(80.0)

@@ -121,6 +121,7 @@ class Driver:
         self._token_task: asyncio.Task[None] | None = None
         self._calls: dict[str, asyncio.Future[p.Answer | None]] = {}
         self._pass_waiters: list[asyncio.Future[None]] = []
+        self._pending_told = engine.pending
         self._stopping = False
         self.stopped = False
         self.failure: BaseException | None = None
@@ -172,7 +173,11 @@ class Driver:
         self.check_running()
         future: asyncio.Future[None] = self._loop.create_future()
         self._pass_waiters.append(future)
-        await future
+        try:
+            await future
+        finally:
+            if future in self._pass_waiters:
+                self._pass_waiters.remove(future)
 
     async def stop(self, timeout_s: float) -> None:
         """Disconnect, commit what is to be committed, end the loop; after ``timeout_s`` without mercy.
@@ -351,7 +356,7 @@ class Driver:
     def _refuse_messages(self, error: StoreError) -> None:
         kept: deque[_Submitted] = deque()
         for submitted in self._commands:
-            if isinstance(submitted.command, SendMessage):
+            if isinstance(submitted.command, (*_DURABLE, CallServer)):
                 _fail(submitted.future, error)
             else:
                 kept.append(submitted)
@@ -392,7 +397,10 @@ class Driver:
             future = self._calls.get(answered.id)
             if future is not None and not future.done():
                 future.set_result(answered.answer)
-        if events:
+        # The last void is settled without an event: who waits for the outbox must hear of it too.
+        pending = self.engine.pending
+        if events or pending != self._pending_told:
+            self._pending_told = pending
             waiters, self._pass_waiters = self._pass_waiters, []
             for waiter in waiters:
                 _settle(waiter, None)

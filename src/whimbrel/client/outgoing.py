@@ -19,6 +19,8 @@ from whimbrel.errors import InvalidArgument, TooLarge
 from whimbrel.model import Content, Role
 
 ROLE_CHARS_MAX = 32
+_WIRE_BYTES_MAX = p.FRAME_BYTES_MAX * 3 // 4
+"""What a server takes of one message, with room for what goes around it."""
 _ON_REJECT = ("skip", "block")
 
 
@@ -37,6 +39,8 @@ def checked_text(what: str, value: str, chars_max: int, *, empty: bool = False) 
         value.encode()
     except UnicodeEncodeError as error:
         raise InvalidArgument(f"the {what} holds half of a surrogate pair") from error
+    if "\0" in value:
+        raise InvalidArgument(f"the {what} holds a NUL")
     return value
 
 
@@ -63,7 +67,7 @@ def outgoing(
     size_bytes = len(body.encode())
     if size_bytes > p.BODY_BYTES_MAX:
         raise TooLarge(f"the content is {size_bytes} bytes encoded, at most {p.BODY_BYTES_MAX}")
-    return SendMessage(
+    command = SendMessage(
         conversation=conversation,
         key=random_name() if key is None else checked_text("key", key, p.KEY_CHARS_MAX),
         format=format,
@@ -74,6 +78,11 @@ def outgoing(
         on_reject=on_reject,
         expires_in_s=expires_in,
     )
+    # Control characters take six bytes each on the wire: what cannot pass must not be queued.
+    wire_bytes = len(p.encode(command))
+    if wire_bytes > _WIRE_BYTES_MAX:
+        raise TooLarge(f"the message is {wire_bytes} bytes on the wire, at most {_WIRE_BYTES_MAX}")
+    return command
 
 
 def _plain(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -168,6 +168,8 @@ class Session:
                     await self.driver.changed()
         except TimeoutError:
             pending = self.engine.pending
+            if not pending:
+                return 0
             raise DeliveryPending(f"{pending} messages are still queued", pending=pending) from None
         return 0
 

@@ -33,6 +33,14 @@ class TokenBucket:
         self._tokens -= 1.0
         return True
 
+    def reserve(self, now: float) -> float:
+        """Take one token, even one that is not there yet; seconds until it is."""
+        if self.rate <= 0:
+            return 0.0
+        self._fill(now)
+        self._tokens -= 1.0
+        return max(0.0, -self._tokens / self.rate)
+
     def wait_s(self, now: float) -> float:
         """Seconds until a token is there; 0 when one is."""
         if self.rate <= 0:

@@ -24,7 +24,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     backoff_base_s: float = 1.0
     backoff_factor: float = 2.0
     backoff_cap_s: float = 30.0
-    backoff_cap_queue_s: float = 60.0
     retries_max: int = 6
     retries_timeout: int = 3
     retries_server_error: int = 3
@@ -172,6 +171,9 @@ class ConversationRow(msgspec.Struct, frozen=True, kw_only=True):
     receipts: tuple[tuple[str, int, int], ...] = ()
     """(user, received, read) of the others, merged by max."""
     synced_at: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<ConversationRow {self.id} position={self.position} head={self.head}>"
 
 
 class Changes(msgspec.Struct, kw_only=True):

@@ -10,6 +10,7 @@ the links are opened anew, and the server's answers are asked for again.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import msgspec
 
@@ -25,7 +26,7 @@ from whimbrel.core.linkstate import LinkState
 from whimbrel.core.outbox import Outbox
 from whimbrel.core.rows import message_of, status_of
 from whimbrel.core.staging import Staging
-from whimbrel.core.timeline import Timeline
+from whimbrel.core.timeline import HistoryChangedTooSoon, Timeline
 from whimbrel.core.tokens import Tokens
 from whimbrel.errors import InvalidArgument, NotFound, QueueFull, StoreUnavailable
 from whimbrel.model import SendState
@@ -52,6 +53,7 @@ class Engine:
         self._typing: dict[str, bool] = {}
         self._greet: list[int] = []
         self._auth_due = False
+        self._greeted_with: str | None = None
         self._writable: dict[int, int] = {}
         self._reloading = False
         self._restart = False
@@ -122,7 +124,6 @@ class Engine:
             case c.Connect():
                 self.tokens.hurry()
                 self.link.start(now, signed_in=self.tokens.token is not None)
-                self.outbox.resume_failed(now)
             case c.Disconnect():
                 self.link.stop()
                 self._link_lost()
@@ -140,8 +141,8 @@ class Engine:
             raise QueueFull(f"{settings.outbox_bytes_max} bytes wait already")
         if not command.conversation or len(command.conversation) > p.ID_CHARS_MAX:
             raise InvalidArgument(f"a conversation id has 1 to {p.ID_CHARS_MAX} characters")
-        if not command.key or len(command.key) > p.KEY_CHARS_MAX:
-            raise InvalidArgument(f"a key has 1 to {p.KEY_CHARS_MAX} characters")
+        if not command.key or len(command.key) > p.KEY_CHARS_MAX or "\0" in command.key:
+            raise InvalidArgument(f"a key has 1 to {p.KEY_CHARS_MAX} characters, and no NUL")
         known = self.timeline.logs.get(command.conversation)
         if known is not None and known.row.left:
             raise NotFound("you are no longer a member of this conversation")
@@ -216,8 +217,9 @@ class Engine:
                     self._control(c.TokenFailed(permanent=True), now)
             case p.Welcome():
                 if not self._reloading and self.link.welcomed(link, now, item.reconnect_spread_s):
-                    self._auth_due = False
-                    self.items.welcome(item, now)
+                    # A token that came after the hello is not the one the server looked at.
+                    self._auth_due = self.tokens.token != self._greeted_with
+                    self._take_in(lambda: self.items.welcome(item, now), now)
             case p.Error(code="unauthorized"):
                 if self.link.knows(link):
                     self._token_refused(now)
@@ -229,8 +231,18 @@ class Engine:
                 if link != self.link.active:
                     self.counts["stale"] += 1
                     return
-                self.items.receive(item, now)
-                self._stage_counters()
+                self._take_in(lambda: self.items.receive(item, now), now)
+
+    def _take_in(self, handle: Callable[[], None], now: float) -> None:
+        try:
+            handle()
+        except HistoryChangedTooSoon:
+            self.link.lose(now, "the history was replaced")
+            self._link_lost()
+        self._stage_counters()
+        if self.outbox.token_refused:
+            self.outbox.token_refused = False
+            self._token_refused(now)
 
     def _link_lost(self) -> None:
         self.outbox.link_down()
@@ -269,6 +281,8 @@ class Engine:
         update = updates.get(row.id)
         if update is not None:  # it is written after the row, and must know the place too
             updates[row.id] = msgspec.structs.replace(update, seq=row.seq, arrival=row.arrival)
+        if row.kind == "member":
+            self.items.applied_member(row)
         self._staging.event(model.MessageReceived(message=message_of(row, user=self.user)))
 
     def _stage_counters(self) -> None:
@@ -350,6 +364,7 @@ class Engine:
         out.extend(c.OpenLink(link=link) for link in self.link.take_opens())
         for link in self._greet:
             if self.tokens.token is not None and self.link.knows(link):
+                self._greeted_with = self.tokens.token
                 hello = p.Hello(token=self.tokens.token, sync=self._meta.get("sync"))
                 out.append(c.SendItems(link=link, items=(hello,)))
         self._greet.clear()

@@ -81,12 +81,25 @@ class Items:
         self.outbox.committed(entry, event.seq, event.at)
         return entry.row
 
+    def applied_member(self, row: MessageRow) -> None:
+        """Keep the list of members as the log tells it, in the log's order."""
+        content = p.decode_content(row.format, row.body)
+        user = content.get("user") if isinstance(content, dict) else None
+        if not isinstance(content, dict) or not isinstance(user, str):
+            return
+        log = self.timeline.log(row.conversation)
+        members = set(log.row.members)
+        if content.get("action") == "joined":
+            members.add(user)
+        else:
+            members.discard(user)
+        if tuple(sorted(members)) != log.row.members:
+            self.timeline.change(log, members=tuple(sorted(members)))
+
     # --- one item each -----------------------------------------------------------------------
 
     def _event(self, item: p.Event, now: float) -> None:
         self.timeline.event(item)
-        if item.kind == "member":
-            self._member(item)
 
     def _delivered(self, item: p.Delivered, now: float) -> None:
         entry = self.outbox.find(item.conversation, item.stream, item.n)
@@ -98,9 +111,6 @@ class Items:
 
     def _page(self, item: p.Page, now: float) -> None:
         self.timeline.page(item, now)
-        for event in item.events:
-            if event.kind == "member":
-                self._member(event)
 
     def _accepted(self, item: p.Accepted, now: float) -> None:
         entry = self.outbox.find(item.conversation, item.stream, item.n)
@@ -166,18 +176,3 @@ class Items:
         if self.timeline.head(head):
             row = self.timeline.logs[head.conversation].row
             self._staging.event(model.ConversationChanged(conversation=conversation_of(row)))
-
-    def _member(self, event: p.Event) -> None:
-        """Keep the list of members as the log tells it."""
-        content = p.decode_content(event.format, event.body)
-        user = content.get("user") if isinstance(content, dict) else None
-        if not isinstance(content, dict) or not isinstance(user, str):
-            return
-        log = self.timeline.log(event.conversation)
-        members = set(log.row.members)
-        if content.get("action") == "joined":
-            members.add(user)
-        else:
-            members.discard(user)
-        if tuple(sorted(members)) != log.row.members:
-            self.timeline.change(log, members=tuple(sorted(members)))

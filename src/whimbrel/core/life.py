@@ -77,13 +77,25 @@ WIRED = frozenset({S.SENDING, S.SENT})
 class Entry:
     """One own message that is not settled."""
 
-    __slots__ = ("counts", "delivered_before", "durable", "left", "resume_at", "row", "sent_at", "wired")
+    __slots__ = (
+        "counts",
+        "delivered_before",
+        "durable",
+        "left",
+        "renumbered",
+        "resume_at",
+        "row",
+        "sent_at",
+        "wired",
+    )
 
     def __init__(self, row: MessageRow, *, durable: bool, left: bool) -> None:
         self.row = row
         self.durable = durable
         self.left = left
         """It may have been on some wire: only the server can say what became of it."""
+        self.renumbered = False
+        """It was given a new stream because the server refused its number once."""
         self.wired = False
         """It is on the wire of the present link, unanswered."""
         self.sent_at = 0.0
@@ -104,6 +116,7 @@ class Queue:
     """The unsettled messages of one conversation, by number."""
 
     __slots__ = (
+        "asked_at",
         "conversation",
         "cursor",
         "doubted",
@@ -126,6 +139,7 @@ class Queue:
         self.hold_reason = ""
         self.doubted = 0
         """How often in a row the first number was asked after without an answer."""
+        self.asked_at = 0.0
         self.queued = False
 
     def head(self) -> Entry | None:

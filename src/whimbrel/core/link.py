@@ -29,6 +29,8 @@ from whimbrel.core.roundtrip import RoundTrip
 from whimbrel.model import ConnectionState, Quality
 
 _DEADLINE_FACTOR_MAX = 12.0
+_DEADLINE_DECAY = 0.8
+"""Every answer in time makes the deadline of a network that once was slow shorter again."""
 _PATIENCE_S = 3.0
 _SETTLED_S = 60.0
 """A link that stood this long was not fought over."""
@@ -70,6 +72,8 @@ class LinkMachine:
         self._server_failures = 0
         self._server_at_fault = False
         self._replacements = 0
+        self._unanswered = 0
+        self._suspect_at = 0.0
         self._welcomed_at = 0.0
         self._deadline_factor = 1.0
         self._heard_at = 0.0
@@ -116,6 +120,8 @@ class LinkMachine:
         if self.state in PROBING:
             due.append(self.next_probe_at)
             due.extend(attempt.until for attempt in self._attempts)
+        if self.state is S.SUSPECT:
+            due.append(self._suspect_until())
         if self.active is not None and self.state is not S.SUSPECT:
             due.append(self._ping_due())
             if self._expect_since is not None:
@@ -130,10 +136,12 @@ class LinkMachine:
 
     def start(self, now: float, *, signed_in: bool) -> None:
         """Begin connecting; while it already tries, probe at once (network change, foreground)."""
+        self._deadline_factor = 1.0  # what was learned may be of another network
         if self.state is S.STOPPED:
+            self.attempt = 0
             self._step("start" if signed_in else "start_unsigned")
             self._begin_search(now)
-        elif self.state in (S.CONNECTING, S.RECONNECTING):
+        elif self.state in PROBING:
             self._begin_search(now)
         elif self.state is S.CONNECTED:
             self._ping(now)
@@ -166,10 +174,11 @@ class LinkMachine:
             return False
         for other in self._attempts:
             if other.greeted_at is not None:
-                if now - other.greeted_at < self._deadline_s():
+                if now - other.greeted_at < self._greeting_s():
                     self._drop(attempt, "another link was greeted")
                     return False
                 self._drop(other, "silent")
+                self._unanswered += 1
                 break
         if self.state is S.SUSPECT:
             self._give_up_active("silent")
@@ -195,6 +204,7 @@ class LinkMachine:
         self.cause = ""
         self._patience_s = _PATIENCE_S
         self._server_failures = 0
+        self._unanswered = 0
         self._goodbye = None
         self._welcomed_at = now
         self._heard_at = self._pinged_at = now
@@ -225,6 +235,7 @@ class LinkMachine:
         if ping_id == self._ping_id and self._ping_at is not None:
             self.rtt.sample(now - self._ping_at)
             self._ping_at = None
+            self._deadline_factor = max(1.0, self._deadline_factor * _DEADLINE_DECAY)
 
     def goaway(self, link: int, reconnect_in_s: float, now: float, reason: str) -> None:
         """The server says it goes, or that a newer link owns the device; it will close."""
@@ -238,6 +249,12 @@ class LinkMachine:
         self._goodbye = now + reconnect_in_s
         self.cause = reason or "the server asked to come back later"
         self._lose_active(now)
+
+    def lose(self, now: float, cause: str) -> None:
+        """Give the active link up and look for another at once."""
+        if self.active is not None:
+            self.cause = cause
+            self._lose_active(now)
 
     def closed(self, link: int, fault: Fault, now: float) -> None:
         """A link closed, or could not be opened."""
@@ -260,21 +277,15 @@ class LinkMachine:
         if self._goodbye is not None:
             self.next_probe_at = max(self.next_probe_at, self._goodbye)
             self._goodbye = None
-        limit = self._settings.connect_attempts_max
-        if limit is not None and self.attempt >= limit and self.state is S.RECONNECTING:
-            self._step("exhausted")
-            self._close_all("attempts used up")
         self.handle_timer(now)
-
-    def network_changed(self, now: float) -> None:
-        """The local network changed: what was measured on the old one counts no more."""
-        self._deadline_factor = 1.0
-        self.start(now, signed_in=True)
 
     def handle_timer(self, now: float) -> None:
         """Do what is due."""
         if self.active is not None and self.state is S.CONNECTED:
             self._watch(now)
+        if self.state is S.SUSPECT and now >= self._suspect_until():
+            self._lose_active(now)
+            return
         if self.state in PROBING:
             self._probe(now)
 
@@ -371,9 +382,16 @@ class LinkMachine:
                     self._patience_s = min(self._patience_s * 2, self._settings.connect_patience_s)
         if now < self.next_probe_at:
             return
-        deadline_s = self._deadline_s()
-        if any(a.greeted_at is not None and now - a.greeted_at < deadline_s for a in self._attempts):
+        greeting_s = self._greeting_s()
+        if any(a.greeted_at is not None and now - a.greeted_at < greeting_s for a in self._attempts):
             self.next_probe_at = now + self._settings.probe_fast_s
+            return
+        limit = self._settings.connect_attempts_max
+        if limit is not None and self.attempt >= limit and self.state is not S.SUSPECT:
+            if self._attempts:  # the last ones may still get through
+                self.next_probe_at = max(attempt.until for attempt in self._attempts)
+                return
+            self._step("exhausted")
             return
         if len(self._attempts) >= 2:
             newest = self._attempts[-1]
@@ -393,6 +411,16 @@ class LinkMachine:
         measured = 0.0 if self.rtt.srtt is None else self.rtt.srtt + 4 * self.rtt.rttvar
         return max(self._settings.dead_after_s, measured) * self._deadline_factor
 
+    def _suspect_until(self) -> float:
+        """A link under suspicion is a link no longer than this: people are told the truth."""
+        return self._suspect_at + 2 * self._deadline_s()
+
+    def _greeting_s(self) -> float:
+        """How long a hello may go unanswered before a newer one replaces it: longer each time."""
+        return min(
+            self._deadline_s() * float(2 ** min(self._unanswered, 4)), self._settings.connect_patience_s
+        )
+
     def _ping_due(self) -> float:
         if self._expect_since is not None and self._ping_at is None:
             return self._expect_since + self._deadline_s() / 2
@@ -409,6 +437,7 @@ class LinkMachine:
         if self._expect_since is not None and now >= self._expect_since + self._deadline_s():
             self._step("silent")
             self.cause = "silence"
+            self._suspect_at = now
             self._begin_search(now)
             return
         if now >= self._ping_due():

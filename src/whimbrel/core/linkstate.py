@@ -26,6 +26,7 @@ TRANSITIONS: dict[LinkState, dict[str, LinkState]] = {
     S.CONNECTING: {
         "welcomed": S.CONNECTED,
         "failed": S.RECONNECTING,
+        "exhausted": S.STOPPED,
         "signed_out": S.OFFLINE,
         "stop": S.STOPPED,
     },

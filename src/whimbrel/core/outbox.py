@@ -50,6 +50,8 @@ class Outbox:
         self._expiring: dict[str, Entry] = {}
         self._ready: deque[Queue] = deque()
         self._asks: list[p.Status] = []
+        self.token_refused = False
+        """A message was refused for its token: a new one is needed."""
         self.renumbered: set[str] = set()
         """Conversations whose counters changed: their row must be written too."""
 
@@ -96,7 +98,6 @@ class Outbox:
         """A new link: everything unsettled goes out again from the first number, failed ones resume."""
         self.linked = True
         self.pacing.grant(granted, now)
-        self.pacing.unpause()
         if self._settings.auto_resume:
             self.resume_failed(now)
         for queue in self._busy.values():
@@ -133,6 +134,8 @@ class Outbox:
                         done = True
                         break
                     if budget_bytes <= 0 or not self.pacing.admit(entry, now):
+                        if out and out[-1].conversation == queue.conversation:
+                            ready.rotate(-1)  # it had its turn
                         return out
                     out.append(self._transmit(queue, entry, now))
                     budget_bytes -= entry.size
@@ -213,17 +216,23 @@ class Outbox:
         verdict = classify(code)
         queue = self.queues[entry.row.conversation]
         self._go_back(queue, entry.row.n)
-        if entry.row.void is not None:
-            queue.hold_until = now + max(retry_after_s or 0.0, self._settings.backoff_base_s)
+        consequence = verdict.consequence
+        if consequence is Consequence.RENUMBER and entry.renumbered:
+            consequence = Consequence.REJECT  # a new stream did not help: it is this message
+        if consequence is Consequence.RENUMBER:
+            entry.renumbered = True
+            self.renumber(queue)
             return
-        match verdict.consequence:
+        if entry.row.void is not None:
+            self._void_refused(queue, entry, consequence, now + (retry_after_s or 0.0))
+            return
+        match consequence:
             case Consequence.PAUSE:
                 wait_s = retry_after_s or 2 * self._settings.backoff_base_s
                 self._pause(entry, now + wait_s, "the server's rate limit")
             case Consequence.REFRESH:
                 self._pause(entry, now + self._settings.backoff_base_s, "a new access token")
-            case Consequence.RENUMBER:
-                self.renumber(queue)
+                self.token_refused = True
             case Consequence.REJECT:
                 self._refuse(queue, entry, verdict.reason, f"{code}: {text}")
             case Consequence.RETRY:
@@ -289,6 +298,7 @@ class Outbox:
             others = self.delivered > entry.delivered_before
             if others and row.rounds >= self._settings.retry_rounds_max and row.on_reject != "block":
                 row.void = "rejected"  # others got through: it is this message
+                self._expiring.pop(row.id, None)
         self._on_update(entry, before)
 
     def resume(self, entry: Entry, now: float) -> bool:
@@ -335,6 +345,7 @@ class Outbox:
                     self.resume(head, now)
             if head.wired and now >= self._doubt_at(queue, head):
                 queue.doubted += 1
+                queue.asked_at = now
                 numbers = tuple(n for n, e in queue.entries.items() if e.wired)[:100]
                 self._asks.append(
                     p.Status(conversation=queue.conversation, stream=queue.stream, numbers=numbers)
@@ -375,7 +386,11 @@ class Outbox:
             self._expiring[row.id] = entry
 
     def _doubt_at(self, queue: Queue, head: Entry) -> float:
-        return head.sent_at + self._settings.request_timeout_s * float(2 ** min(queue.doubted, 5))
+        """When to ask after the first number: less and less often."""
+        timeout_s = self._settings.request_timeout_s
+        if not queue.doubted:
+            return head.sent_at + timeout_s
+        return max(head.sent_at, queue.asked_at) + timeout_s * float(2 ** min(queue.doubted - 1, 5))
 
     def _pause(self, entry: Entry, until: float, reason: str) -> None:
         self.pacing.pause(until, reason)
@@ -391,6 +406,14 @@ class Outbox:
         if not queue.queued and queue.entries:
             queue.queued = True
             self._ready.append(queue)
+
+    def _void_refused(self, queue: Queue, entry: Entry, consequence: Consequence, until: float) -> None:
+        if consequence is Consequence.REJECT:
+            # The server will never take this number, not even as void: those behind get new ones.
+            self.voided(entry, entry.row.void or "cancelled")
+            self.renumber(queue)
+        else:
+            queue.hold_until = until + self._settings.backoff_base_s
 
     def _go_back(self, queue: Queue, n: int) -> None:
         """All from ``n`` on goes out again; what becomes of ``n`` itself the caller says."""

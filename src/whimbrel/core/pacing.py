@@ -28,10 +28,6 @@ class Pacing:
         self.pause_until = max(self.pause_until, until)
         self.pause_reason = reason
 
-    def unpause(self) -> None:
-        """What the pause was for is over."""
-        self.pause_until = 0.0
-
     def admit(self, entry: Entry, now: float) -> bool:
         """Whether the message may leave now; takes a credit for it if so. A void costs none."""
         settings = self._settings

@@ -50,6 +50,4 @@ class RetryPolicy:
         wait_s = max(wait_s, retry_after_s or 0.0)
         if self._budget is None:
             self._budget = TokenBucket(settings.retry_budget_per_s, settings.retry_budget, now)
-        if not self._budget.take(now):
-            wait_s += self._budget.wait_s(now)
-        return wait_s
+        return wait_s + self._budget.reserve(now)

@@ -25,6 +25,10 @@ _PAGE_SLOW_S, _PAGE_FAST_S = 2.0, 0.5
 _PAGE_MIN = 10
 
 
+class HistoryChangedTooSoon(Exception):
+    """A new epoch came while places of the old one were not written yet: come again on a new link."""
+
+
 class Log:
     """One conversation as this device knows it."""
 
@@ -345,8 +349,10 @@ class Timeline:
         if not epoch or epoch == log.row.epoch:
             return
         if log.row.epoch:
-            self.counts["reset"] += 1
             changes = self._changes()
+            if any(update.seq is not None for update in changes.updates.values()):
+                raise HistoryChangedTooSoon
+            self.counts["reset"] += 1
             changes.resets.append(log.row.id)
             for id in [
                 i for i, row in changes.messages.items() if row.conversation == log.row.id and row.seq
