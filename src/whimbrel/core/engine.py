@@ -18,7 +18,7 @@ from whimbrel import model
 from whimbrel import protocol as p
 from whimbrel.core import contract as c
 from whimbrel.core.calls import Calls
-from whimbrel.core.explain import explain
+from whimbrel.core.explain import connection_of, explain
 from whimbrel.core.items import Items
 from whimbrel.core.life import Entry, update_of
 from whimbrel.core.link import LinkMachine
@@ -445,13 +445,4 @@ class Engine:
 
     def connection(self, now: float) -> model.ConnectionChanged:
         """Where the link stands."""
-        link = self.link
-        searching = link.public_state is model.ConnectionState.RECONNECTING
-        return model.ConnectionChanged(
-            state=link.public_state,
-            attempt=link.attempt,
-            next_in_s=max(0.0, link.next_probe_at - now) if searching else None,
-            latency_ms=None if link.rtt.srtt is None else link.rtt.srtt * 1000,
-            quality=link.quality,
-            cause=link.cause,
-        )
+        return connection_of(self.link, now)

@@ -1,4 +1,4 @@
-"""Why a message is where it is, what it waits for, and what would move it: in words for people."""
+"""Where the link stands, and why a message is where it is and what would move it: for people."""
 
 from __future__ import annotations
 
@@ -9,10 +9,23 @@ from whimbrel.core.link import LinkMachine
 from whimbrel.core.linkstate import LinkState
 from whimbrel.core.outbox import Outbox
 from whimbrel.core.tokens import Tokens
-from whimbrel.model import Explanation, SendState, SendStatus
+from whimbrel.model import ConnectionChanged, ConnectionState, Explanation, SendState, SendStatus
 
 _Why = tuple[str, str, float | None]
 """What it waits for, what would move it, and when that is due (monotonic)."""
+
+
+def connection_of(link: LinkMachine, now: float) -> ConnectionChanged:
+    """Where the link stands."""
+    searching = link.public_state is ConnectionState.RECONNECTING
+    return ConnectionChanged(
+        state=link.public_state,
+        attempt=link.attempt,
+        next_in_s=max(0.0, link.next_probe_at - now) if searching else None,
+        latency_ms=None if link.rtt.srtt is None else link.rtt.srtt * 1000,
+        quality=link.quality,
+        cause=link.cause,
+    )
 
 
 class Parts(Protocol):

@@ -70,6 +70,7 @@ TRANSITIONS: dict[SendState, dict[str, SendState]] = {
 """The life of a message. A pair that is not here does not happen: it would be our own mistake."""
 
 _OVERHEAD_BYTES = 200
+_ASK_MAX = 100
 WIRED = frozenset({S.SENDING, S.SENT})
 """The states of a message that is on the wire."""
 
@@ -147,6 +148,35 @@ class Queue:
         for entry in self.entries.values():
             return entry
         return None
+
+    def next(self) -> Entry | None:
+        """The next message to leave on the present link; None: none may."""
+        while self.cursor <= self.last_n:
+            entry = self.entries.get(self.cursor)
+            if entry is None:
+                self.cursor += 1
+                continue
+            if not entry.durable:
+                return None
+            if entry.row.state is S.FAILED and entry.row.void is None:
+                return None  # it holds its place, and those behind it wait
+            return entry
+        return None
+
+    def doubt_at(self, timeout_s: float) -> float:
+        """When to ask after the first number, which is on the wire: less and less often."""
+        head = self.head()
+        assert head is not None, "there is nothing to ask after"
+        if not self.doubted:
+            return head.sent_at + timeout_s
+        return max(head.sent_at, self.asked_at) + timeout_s * float(2 ** min(self.doubted - 1, 5))
+
+    def ask(self, now: float) -> p.Status:
+        """Ask what became of the numbers on the wire."""
+        self.doubted += 1
+        self.asked_at = now
+        numbers = tuple(n for n, entry in self.entries.items() if entry.wired)[:_ASK_MAX]
+        return p.Status(conversation=self.conversation, stream=self.stream, numbers=numbers)
 
     def rewind(self) -> None:
         """Begin again at the first unsettled number."""

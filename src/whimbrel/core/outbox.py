@@ -129,7 +129,7 @@ class Outbox:
             done = False
             if now >= queue.hold_until:
                 for _ in range(64):
-                    entry = self._next(queue)
+                    entry = queue.next()
                     if entry is None:
                         done = True
                         break
@@ -150,19 +150,6 @@ class Outbox:
         """The numbers to ask the server after."""
         asks, self._asks = self._asks, []
         return asks
-
-    def _next(self, queue: Queue) -> Entry | None:
-        while queue.cursor <= queue.last_n:
-            entry = queue.entries.get(queue.cursor)
-            if entry is None:
-                queue.cursor += 1
-                continue
-            if not entry.durable:
-                return None
-            if entry.row.state is S.FAILED and entry.row.void is None:
-                return None  # it holds its place, and those behind it wait
-            return entry
-        return None
 
     def _transmit(self, queue: Queue, entry: Entry, now: float) -> p.Send | p.Void:
         queue.cursor = entry.row.n + 1
@@ -343,13 +330,8 @@ class Outbox:
                 head.resume_at = now + self._settings.resume_failed_every_s
                 if self._settings.auto_resume and self.linked and head.row.can_retry:
                     self.resume(head, now)
-            if head.wired and now >= self._doubt_at(queue, head):
-                queue.doubted += 1
-                queue.asked_at = now
-                numbers = tuple(n for n, e in queue.entries.items() if e.wired)[:100]
-                self._asks.append(
-                    p.Status(conversation=queue.conversation, stream=queue.stream, numbers=numbers)
-                )
+            if head.wired and now >= queue.doubt_at(self._settings.request_timeout_s):
+                self._asks.append(queue.ask(now))
 
     def next_deadline(self, now: float) -> float | None:
         """When ``handle_timer`` or ``take`` has something to do at the latest."""
@@ -370,7 +352,7 @@ class Outbox:
             if head.resume_at is not None:
                 due.append(head.resume_at)
             if head.wired:
-                due.append(self._doubt_at(queue, head))
+                due.append(queue.doubt_at(self._settings.request_timeout_s))
         return min(due) if due else None
 
     # --- inside ------------------------------------------------------------------------------
@@ -384,13 +366,6 @@ class Outbox:
         refused = row.state is S.FAILED and not row.can_retry
         if row.expires_at is not None and row.void is None and not refused:
             self._expiring[row.id] = entry
-
-    def _doubt_at(self, queue: Queue, head: Entry) -> float:
-        """When to ask after the first number: less and less often."""
-        timeout_s = self._settings.request_timeout_s
-        if not queue.doubted:
-            return head.sent_at + timeout_s
-        return max(head.sent_at, queue.asked_at) + timeout_s * float(2 ** min(queue.doubted - 1, 5))
 
     def _pause(self, entry: Entry, until: float, reason: str) -> None:
         self.pacing.pause(until, reason)
