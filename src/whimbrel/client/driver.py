@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 from whimbrel import protocol as p
+from whimbrel.client.futures import fail, settle
 from whimbrel.client.links import Link, LinkListener, Links
 from whimbrel.core.contract import (
     Action,
@@ -266,13 +267,13 @@ class Driver:
         try:
             id = self.engine.submit(submitted.command, now)
         except WhimbrelError as error:
-            _fail(future, error)
+            fail(future, error)
             return
         self._fed_since_commit += 1
         if isinstance(submitted.command, _DURABLE):
             self._next_commit.append((future, id))
         else:
-            _settle(future, id)
+            settle(future, id)
 
     # --- commits -------------------------------------------------------------------------------
 
@@ -285,7 +286,7 @@ class Driver:
         if changes is None:
             # All there is is on disk already: a repeated key.
             for future, id in waiting:
-                _settle(future, id)
+                settle(future, id)
             return
         self._in_commit = waiting
         self._commit = self._loop.run_in_executor(self._writer, self._apply, changes)
@@ -307,7 +308,7 @@ class Driver:
             self._store_failures = 0
             self.engine.committed(now)
             for future, id in waiting:
-                _settle(future, id)
+                settle(future, id)
             return
         if not isinstance(error, StoreError | OSError | MemoryError):
             self._in_commit = waiting
@@ -320,7 +321,7 @@ class Driver:
         waiting += self._next_commit
         self._next_commit = []
         for future, _ in waiting:
-            _fail(future, error)
+            fail(future, error)
         # The engine wants its links closed: what they bring cannot be kept.
         self._act(now)
 
@@ -357,7 +358,7 @@ class Driver:
         kept: deque[_Submitted] = deque()
         for submitted in self._commands:
             if isinstance(submitted.command, (*_DURABLE, CallServer)):
-                _fail(submitted.future, error)
+                fail(submitted.future, error)
             else:
                 kept.append(submitted)
         self._commands = kept
@@ -403,7 +404,7 @@ class Driver:
             self._pending_told = pending
             waiters, self._pass_waiters = self._pass_waiters, []
             for waiter in waiters:
-                _settle(waiter, None)
+                settle(waiter, None)
 
     # --- the end -------------------------------------------------------------------------------
 
@@ -422,13 +423,13 @@ class Driver:
     def _end(self) -> None:
         self.stopped = True
         for future, _ in (*self._in_commit, *self._next_commit):
-            _fail(future, self.closed_error())
+            fail(future, self.closed_error())
         for submitted in self._commands:
-            _fail(submitted.future, self.closed_error())
+            fail(submitted.future, self.closed_error())
         for call in self._calls.values():
-            _fail(call, self.closed_error())
+            fail(call, self.closed_error())
         for waiter in self._pass_waiters:
-            _fail(waiter, self.closed_error())
+            fail(waiter, self.closed_error())
         self._in_commit, self._next_commit, self._pass_waiters = [], [], []
         self._commands.clear()
         if self._token_task is not None:
@@ -443,15 +444,3 @@ class Driver:
         if self._commit is not None:
             # A commit that hangs cannot be taken back; its thread ends with it.
             self._commit.cancel()
-
-
-def _settle(future: asyncio.Future[T], value: T) -> None:
-    if not future.done():
-        future.set_result(value)
-
-
-def _fail(future: asyncio.Future[T], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
-        # Nobody may be waiting any more; that is no reason for a warning.
-        future.exception()
