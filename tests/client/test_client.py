@@ -384,3 +384,12 @@ async def test_nothing_secret_is_ever_shown(
         shown += caplog.text
     for secret in ("very secret", PASSWORD, "eyJ"):
         assert secret not in shown
+
+
+async def test_once_connected_the_store_knows_what_changed_meanwhile(server: RealServer) -> None:
+    async with client_of(server, "ann") as ann:
+        await ann.connected(LIMIT_S)
+        ids = {(await ann.create_conversation("bob")).id for _ in range(5)}
+        async with client_of(server, "bob") as bob:
+            await bob.connected(LIMIT_S)
+            assert {conversation.id for conversation in await bob.conversations()} == ids

@@ -187,7 +187,7 @@ class Client:
         return self._open.store.device
 
     async def connected(self, timeout: float | None = None) -> None:
-        """Wait for the link.
+        """Wait for the link; what changed meanwhile (new conversations, their heads) is in the store then.
 
         Raises ``NotConnected`` after ``timeout`` seconds, and at once when connecting was given up;
         ``Unauthorized`` when only signing in again helps.
@@ -204,6 +204,7 @@ class Client:
                     if state is ConnectionState.STOPPED and session.connection.attempt:
                         raise NotConnected(f"connecting was given up: {self._cause(session)}")
                     await session.driver.changed()
+                await session.driver.settled()
         except TimeoutError:
             raise NotConnected(f"not connected: {self._cause(session)}") from None
 

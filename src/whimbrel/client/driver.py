@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 from whimbrel import protocol as p
-from whimbrel.client.futures import fail, settle
+from whimbrel.client.futures import Submitted, fail, settle
 from whimbrel.client.links import Link, LinkListener, Links
 from whimbrel.core.contract import (
     Action,
@@ -72,16 +72,6 @@ _DURABLE = (SendMessage, CancelMessage, RetryMessage, MarkRead)
 """Commands that are done when what they changed is on disk; a failed commit is their error."""
 
 
-class _Submitted:
-    """A command and who waits for it."""
-
-    __slots__ = ("command", "future")
-
-    def __init__(self, command: Command, future: asyncio.Future[str | None]) -> None:
-        self.command = command
-        self.future = future
-
-
 class Driver:
     """Runs one engine on one store. All methods are for the event loop it was made on."""
 
@@ -108,7 +98,7 @@ class Driver:
         self._wake = asyncio.Event()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="whimbrel-writer")
         # inputs
-        self._commands: deque[_Submitted] = deque()
+        self._commands: deque[Submitted] = deque()
         self._places = asyncio.Semaphore(COMMANDS_MAX)
         self._links = Links(open_link, self._wake.set)
         # the commit in flight, who waits for it, and who waits for the next one
@@ -143,17 +133,26 @@ class Driver:
         """
         async with self._places:
             self.check_running()
-            future: asyncio.Future[str | None] = self._loop.create_future()
-            self._commands.append(_Submitted(command, future))
-            self._wake.set()
-            return await future
+            return await self._queue(command)
 
     def post(self, command: Command) -> None:
         """Feed a command nobody waits for."""
         if not self.stopped:
-            future: asyncio.Future[str | None] = self._loop.create_future()
-            self._commands.append(_Submitted(command, future))
-            self._wake.set()
+            self._queue(command)
+
+    def _queue(self, command: Command) -> asyncio.Future[str | None]:
+        future: asyncio.Future[str | None] = self._loop.create_future()
+        self._commands.append(Submitted(command, future))
+        self._wake.set()
+        return future
+
+    async def settled(self) -> None:
+        """Wait until all that was taken in so far is on disk. Raises ``StoreError`` if it could not be."""
+        self.check_running()
+        future: asyncio.Future[str | None] = self._loop.create_future()
+        self._next_commit.append((future, None))
+        self._wake.set()
+        await future
 
     async def call(self, call: p.Call, timeout_s: float) -> p.Answer | None:
         """Ask the server; None when no answer came in time. Raises ``QueueFull`` if too many wait."""
@@ -260,7 +259,7 @@ class Driver:
             self._feed_command(self._commands.popleft(), now)
         self._fed_since_commit += self._links.feed(self.engine, now, min(PASS_ITEMS_MAX, self._may_feed()))
 
-    def _feed_command(self, submitted: _Submitted, now: float) -> None:
+    def _feed_command(self, submitted: Submitted, now: float) -> None:
         future = submitted.future
         if future.cancelled():
             return
@@ -355,7 +354,7 @@ class Driver:
         return True
 
     def _refuse_messages(self, error: StoreError) -> None:
-        kept: deque[_Submitted] = deque()
+        kept: deque[Submitted] = deque()
         for submitted in self._commands:
             if isinstance(submitted.command, (*_DURABLE, CallServer)):
                 fail(submitted.future, error)

@@ -5,7 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import TypeVar
 
+from whimbrel.core.contract import Command
+
 T = TypeVar("T")
+
+
+class Submitted:
+    """A command and who waits for it."""
+
+    __slots__ = ("command", "future")
+
+    def __init__(self, command: Command, future: asyncio.Future[str | None]) -> None:
+        self.command = command
+        self.future = future
 
 
 def settle(future: asyncio.Future[T], value: T) -> None:
