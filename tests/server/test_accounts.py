@@ -367,3 +367,39 @@ def test_failed_call_leaves_the_next_one_working(accounts: Accounts) -> None:
         with pytest.raises(Conflict):
             call()
     assert accounts.add_user("eve", PASSWORD) == "eve"
+
+
+def test_a_password_changed_while_it_is_checked_signs_nobody_in(path: Path, clock: Clock) -> None:
+    class Slow(argon2.PasswordHasher):
+        meanwhile: Callable[[], None] | None = None
+
+        def verify(self, hash: str | bytes, password: str | bytes) -> Literal[True]:  # noqa: A002
+            good = super().verify(hash, password)
+            meanwhile, self.meanwhile = self.meanwhile, None
+            if meanwhile is not None:
+                meanwhile()
+            return good
+
+    hasher = Slow(time_cost=1, memory_cost=8, parallelism=1)
+    accounts = Accounts(path, KEY, clock=clock, hasher=hasher)
+    other = Accounts(path, KEY, clock=clock, hasher=quick())
+    try:
+        accounts.add_user("ann", PASSWORD)
+        hasher.meanwhile = lambda: other.set_password("ann", "another password")
+        with pytest.raises(Unauthorized):
+            accounts.login("ann", PASSWORD, DEVICE)
+        assert accounts.login("ann", "another password", DEVICE).user == "ann"
+    finally:
+        accounts.close()
+        other.close()
+
+
+def test_who_is_a_user_is_told_while_another_thread_writes(accounts: Accounts) -> None:
+    with accounts._transaction() as db:
+        db.execute("UPDATE users SET password = password")
+        with ThreadPoolExecutor(1) as threads:
+            asked = threads.submit(accounts.users_exist, ["ann", "nobody"])
+            try:
+                assert asked.result(60) == {"ann"}
+            finally:
+                asked.cancel()

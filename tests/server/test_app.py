@@ -180,7 +180,7 @@ async def test_guessing_passwords_is_slowed_by_name_and_by_address(tmp_path: Pat
         assert int(limited.headers["Retry-After"]) > 1
 
 
-@pytest.mark.parametrize("path", ["/api/conversations", "/api/events", "/api/poll", "/api/openapi.json"])
+@pytest.mark.parametrize("path", ["/api/conversations", "/api/events", "/api/poll"])
 async def test_without_a_token_there_is_nothing(server: Server, path: str) -> None:
     for token in ("", "wrong"):
         async with server.http(token) as http:
@@ -259,7 +259,7 @@ async def test_a_buffered_message_is_settled_once_however_often_it_is_posted(ser
 
 
 async def test_too_many_messages_are_told_when_to_come_back(tmp_path: Path) -> None:
-    settings = ServerSettings(rate_limit=0.5, rate_burst=2)
+    settings = ServerSettings(rate_limit=0.001, rate_burst=3)
     async with serving(tmp_path / "data", "ann", server=settings) as server:
         token = await server.login("ann")
         await create(server, token, "c")
@@ -428,3 +428,31 @@ async def test_the_document_lists_every_route_and_every_reference_resolves(serve
                 if response.status_code == 404:
                     assert "no such path" not in (await response.aread()).decode()
                 assert response.status_code not in (405, 500)
+
+
+async def test_too_many_changes_are_told_when_to_come_back(tmp_path: Path) -> None:
+    settings = ServerSettings(rate_limit=0.001, rate_burst=1)
+    async with serving(tmp_path / "data", "ann", server=settings) as server:
+        token = await server.login("ann")
+        await create(server, token, "c")
+        async with server.http(token) as http:
+            for answer in (
+                await http.post("/api/conversations", json={"id": "d"}),
+                await http.post("/api/conversations/c/members", json={"user": "ann"}),
+                await http.delete("/api/conversations/c/members/ann"),
+            ):
+                assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
+                assert int(answer.headers["retry-after"]) >= 1
+            assert (await http.get("/api/conversations/c")).status_code == 200
+
+
+async def test_a_refresh_token_is_enough_to_sign_out(server: Server) -> None:
+    async with server.http() as http, server.http("an access token that expired") as late:
+        for number, client in enumerate((http, late), 1):
+            device = device_of("ann", number)
+            answer = await http.post(
+                "/api/auth/login", json={"username": "ann", "password": PASSWORD, "device": device}
+            )
+            body = {"refresh_token": answer.json()["refresh_token"]}
+            assert (await client.post("/api/auth/logout", json=body)).status_code == 204
+            assert (await http.post("/api/auth/refresh", json=body)).status_code == 401

@@ -234,3 +234,37 @@ async def test_a_ledger_restored_from_a_backup_begins_a_new_history_by_itself(tm
                         assert (await ann.next(p.OutOfOrder)).expected == 0
     assert welcome.history != history
     assert welcome.complete
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 1000000000", b"Transfer-Encoding: chunked"])
+async def test_the_rest_of_a_body_nobody_reads_is_not_waited_for(tmp_path: Path, length: bytes) -> None:
+    async with serving(tmp_path / "data", headers_within_s=0.3) as server:
+        reader, writer = await _connect(server)
+        writer.write(b"GET /api/health HTTP/1.1\r\nHost: x\r\n" + length + b"\r\n\r\n")
+        part = b"1\r\nx\r\n" if b"chunked" in length else b"x"
+        async with asyncio.timeout(30):
+            assert b" 200 " in await reader.readline()
+            # What trickles in keeps uvicorn from taking the connection for idle.
+            with contextlib.suppress(ConnectionError):
+                while not reader.at_eof():
+                    writer.write(part)
+                    await writer.drain()
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(reader.read(1000), 0.05)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def test_a_body_that_comes_after_the_answer_costs_nothing(tmp_path: Path) -> None:
+    async with serving(tmp_path / "data", headers_within_s=30.0) as server:
+        reader, writer = await _connect(server)
+        request = b"GET /api/health HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
+        async with asyncio.timeout(60):
+            for _ in range(2):
+                writer.write(request)
+                answer = await reader.readuntil(b"}")
+                assert answer.startswith(b"HTTP/1.1 200 ")
+                writer.write(b"late")
+        writer.close()
+        await writer.wait_closed()

@@ -8,8 +8,9 @@ from tests.server.hub_rig import FailingLedger, Rig
 from whimbrel import errors
 from whimbrel import protocol as p
 from whimbrel.server.hub import ServerSettings
-from whimbrel.server.ledger import Append, Committed, Outcome, Refused
+from whimbrel.server.ledger import AddMember, Append, Committed, LedgerUnavailable, Outcome, Refused
 from whimbrel.server.ledger_memory import MemoryLedger
+from whimbrel.server.session import size_of
 
 
 def seqs(items: list[p.ServerItem]) -> list[int]:
@@ -416,3 +417,155 @@ def test_a_token_beyond_the_ledger_asks_for_a_new_history() -> None:
     (welcome,) = rig.connect("bob", sync=f"{history}@{int(commit) + 1}").take(p.Welcome)
     assert welcome.history != history
     assert welcome.complete
+
+
+def test_a_past_creator_who_creates_again_takes_nobody_out() -> None:
+    rig = Rig()
+    rig.create("c", "ann", "bob", "cat")
+    ann, bob, cat = rig.connect("ann"), rig.connect("bob"), rig.connect("cat")
+    ann.say(p.Call(id="1", op="remove", conversation="c", user="ann"))
+    rig.settle()
+    ann.say(p.Call(id="2", op="create", conversation="c", members=("ann", "bob", "cat")))
+    rig.settle()
+    cat.read()
+    bob.send("c", "x", 1)
+    assert [event.body for event in cat.take(p.Event)] == ["x"]
+
+
+class Unreadable(MemoryLedger):
+    """Reads fail while it is told to."""
+
+    failing = False
+
+    def members(self, conversation: str) -> tuple[str, ...]:
+        if self.failing:
+            raise LedgerUnavailable("told to fail")
+        return super().members(conversation)
+
+    def conversations(self, user: str) -> list[p.ConversationInfo]:
+        if self.failing:
+            raise LedgerUnavailable("told to fail")
+        return super().conversations(user)
+
+    def heads(self, user: str, since_commit: int) -> list[p.Head]:
+        if self.failing:
+            raise LedgerUnavailable("told to fail")
+        return super().heads(user, since_commit)
+
+
+def test_a_batch_that_cannot_begin_is_refused_and_the_next_one_goes_on() -> None:
+    ledger = Unreadable()
+    rig = Rig(ledger=ledger)
+    rig.create("c", "ann", "bob")
+    answers: list[Outcome] = []
+    ledger.failing = True
+    rig.hub.submit(AddMember(user="ann", conversation="c", member="cat"), answers.append, rig.now)
+    with pytest.raises(LedgerUnavailable):
+        rig.hub.take_batch(rig.now)
+    assert [answer.code for answer in answers if isinstance(answer, Refused)] == ["unavailable"]
+    assert not rig.hub.busy
+    ledger.failing = False
+    rig.hub.submit(AddMember(user="ann", conversation="c", member="cat"), answers.append, rig.now)
+    assert rig.settle() == 1
+    assert len(answers) == 2
+    assert rig.ledger.members("c") == ("ann", "bob", "cat")
+
+
+def test_of_a_failed_batch_those_behind_an_unreadable_question_are_answered() -> None:
+    ledger = Unreadable()
+    rig = Rig(ledger=ledger)
+    rig.create("c", "ann", "bob")
+    ann = rig.connect("ann")
+    answers: list[Outcome] = []
+    ann.send("c", "x", 1)
+    ann.say(p.Call(id="1", op="list"))
+    rig.hub.submit(AddMember(user="ann", conversation="c", member="cat"), answers.append, rig.now)
+    assert len(rig.hub.take_batch(rig.now)) == 2
+    ledger.failing = True
+    with pytest.raises(LedgerUnavailable):
+        rig.hub.batch_failed(rig.now)
+    assert [answer.code for answer in answers if isinstance(answer, Refused)] == ["unavailable"]
+
+
+def test_telling_a_member_of_a_new_conversation_does_not_read_all_it_has() -> None:
+    ledger = Unreadable()
+    rig = Rig(ledger=ledger)
+    ann, bob = rig.connect("ann"), rig.connect("bob")
+    bob.read()
+    ann.say(p.Call(id="1", op="create", conversation="c", members=("bob",)))
+    batch = rig.hub.take_batch(rig.now)
+    outcomes = ledger.apply(batch, rig.now)
+    ledger.failing = True
+    rig.hub.settled(outcomes, rig.now)
+    (heads,) = [item for item in bob.read() if isinstance(item, p.Heads)]
+    assert [(head.conversation, head.seq) for head in heads.heads] == [("c", 1)]
+
+
+def test_a_token_of_the_very_beginning_is_a_token() -> None:
+    rig = Rig()
+    (first,) = rig.listen("ann").take(p.Welcome)
+    assert first.complete
+    (again,) = rig.listen("ann", sync=first.sync).take(p.Welcome)
+    assert not again.complete
+    assert again.heads == ()
+    (foreign,) = rig.listen("ann", sync="other@0").take(p.Welcome)
+    assert foreign.complete
+
+
+def test_a_status_counts_for_all_its_numbers_and_answers_each_once() -> None:
+    rig = Rig(ServerSettings(rate_limit=None, waiting_per_link_max=100))
+    rig.create("c", "ann", "bob")
+    ann = rig.connect("ann")
+    ann.send("c", "x", 1)
+    ann.send("c", "x", 2)
+    rig.settle()
+    ann.read()
+    ann.say(p.Status(conversation="c", stream=1, numbers=(2, 1) * 50))
+    assert rig.hub.congested(ann.link)
+    assert [item.n for item in ann.take(p.Delivered)] == [1, 2]
+    assert not rig.hub.congested(ann.link)
+
+
+def test_what_a_link_holds_counts_metadata_and_conversations() -> None:
+    event = p.Event(
+        conversation="c", epoch="e", seq=1, id="i", sender="ann", body="", metadata={"k": "v" * 4_000}
+    )
+    assert size_of(event) > 4_000
+    assert size_of(p.Page(conversation="c", epoch="e", since=0, head=1, floor=0, events=(event,))) > 4_000
+    info = p.ConversationInfo(id="c", title="T", epoch="e", members=("ann",) * 1_000, seq=1, floor=0)
+    assert size_of(p.Answer(id="1", conversations=(info,))) > 10_000
+
+
+def test_tokens_again_and_again_are_refused_and_leave_no_heap() -> None:
+    rig = Rig()
+    ann = rig.connect("ann")
+    ann.read()
+    for _ in range(100):
+        ann.say(p.Auth(token=rig.token("ann")))
+    refused = ann.take(p.Error)
+    assert [error.code for error in refused] == ["rate_limited"] * 99
+    assert {error.retry_after_s for error in refused} == {1.0}
+    for _ in range(100):
+        rig.pass_time(1.0)
+        ann.say(p.Auth(token=rig.token("ann")), p.Ping(id=1))
+    assert ann.take(p.Error) == []
+    # One note for the greeting that came in time, one for when the link is looked after.
+    assert len(rig.hub._deadlines._heap) <= 2
+    rig.pass_time(121)
+    assert ann.closing == "silent"
+
+
+def test_starting_anew_while_a_batch_is_in_flight_keeps_who_was_there_before() -> None:
+    rig = Rig()
+    rig.create("c", "ann", "bob", "cat")
+    ann = rig.connect("ann")
+    ann.say(p.Call(id="1", op="remove", conversation="c", user="cat"))
+    batch = rig.hub.take_batch(rig.now)
+    outcomes = rig.ledger.apply(batch, rig.now)
+    before = rig.ledger.commit
+    rig.hub.start_anew(rig.now)
+    cat = rig.connect("cat", sync=f"{rig.ledger.history}@{before}")
+    cat.read()
+    rig.hub.settled(outcomes, rig.now)
+    assert [event.seq for event in cat.take(p.Event)] == [2]
+    assert rig.hub._fanout.members("c") == {"ann", "bob"}

@@ -381,3 +381,39 @@ def test_too_many_links_of_one_user_are_turned_away() -> None:
     rig = Rig(ServerSettings(links_per_user_max=2))
     clients = [rig.connect("ann", f"ann-{index}") for index in range(3)]
     assert [client.closing for client in clients] == [None, None, "rate_limited"]
+
+
+def test_calls_cost_credits_and_listing_none() -> None:
+    rig = Rig(ServerSettings(rate_limit=1.0, rate_burst=2))
+    ann = rig.connect("ann")
+    for number in range(4):
+        ann.say(p.Call(id=f"{number}", op="create", conversation=f"c{number}"))
+    ann.say(p.Call(id="list", op="list"))
+    codes = {answer.id: answer.code for answer in ann.take(p.Answer)}
+    assert codes == {"0": "", "1": "", "2": "rate_limited", "3": "rate_limited", "list": ""}
+    assert [info.id for info in rig.ledger.conversations("ann")] == ["c0", "c1"]
+    rig.pass_time(1.0)
+    ann.say(p.Call(id="again", op="create", conversation="c2"))
+    assert [answer.code for answer in ann.take(p.Answer)] == [""]
+
+
+def test_voids_have_a_generous_rate_of_their_own() -> None:
+    rig = Rig(ServerSettings(rate_limit=1.0, rate_burst=2))
+    rig.create("c", "ann", "bob")
+    ann = rig.connect("ann")
+    for n in range(1, 23):
+        ann.say(p.Void(conversation="c", stream=1, n=n, key=f"c {n}"))
+    rig.settle()
+    items = ann.read()
+    assert [item.n for item in items if isinstance(item, p.Voided)] == list(range(1, 21))
+    rejected = [item for item in items if isinstance(item, p.Rejected)]
+    assert [(item.n, item.code, item.final) for item in rejected] == [
+        (21, "rate_limited", False),
+        (22, "rate_limited", False),
+    ]
+    # They cost none of the credits for sends.
+    rig.pass_time(rejected[0].retry_after_s or 0)
+    ann.say(p.Void(conversation="c", stream=1, n=21, key="c 21"))
+    ann.send("c", "x", 22)
+    ann.send("c", "x", 23)
+    assert [item.n for item in ann.take(p.Delivered)] == [22, 23]

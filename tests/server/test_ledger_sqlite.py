@@ -292,3 +292,16 @@ def test_restored_backup_begins_a_new_history(kind: Any, path: Path) -> None:
         assert one(restored, append(2, "s2", stream=3)) == led.Ahead(expected=1)
     finally:
         restored.close()
+
+
+def test_what_cannot_be_decoded_is_unavailable(ledger: SqliteLedger, path: Path) -> None:
+    one(ledger, append(1, metadata={"k": "v"}))
+    connection = connect(path, KEY)
+    try:
+        deep = '{"k":' + "[" * 50_000 + "]" * 50_000 + "}"
+        connection.execute("UPDATE entries SET metadata = ? WHERE metadata IS NOT NULL", (deep,))
+    finally:
+        connection.close()
+    with pytest.raises(led.LedgerUnavailable):
+        ledger.page("ann", "c1")
+    assert ledger.page("ann", "c1", limit=1) is not None

@@ -147,16 +147,9 @@ class TokenKeeper:
             await self._on_disk(lambda: self._secrets.set_secret(SECRET_NAME, None))
             if kept is not None:
                 try:
-                    await self._log_out(kept)
+                    await self._api.logout(kept.refresh_token)
                 except WhimbrelError as error:
                     logger.warning("signed out here, but the server was not told (%s)", error.code)
-
-    async def _log_out(self, kept: _Kept) -> None:
-        refresh_token, access_token = kept.refresh_token, kept.access_token
-        if kept.expires_at <= time.time():
-            tokens = await self._api.refresh(refresh_token)
-            refresh_token, access_token = tokens.refresh_token, tokens.access_token
-        await self._api.logout(refresh_token, access_token)
 
     async def _request(self) -> Tokens:
         if self._kept is not None:

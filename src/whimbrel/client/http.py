@@ -78,9 +78,9 @@ class HttpApi:
         """Exchange the refresh token for a successor. Raises ``Unauthorized`` if it is no good."""
         return self._tokens(await self._post("/api/auth/refresh", {"refresh_token": refresh_token}))
 
-    async def logout(self, refresh_token: str, access_token: str) -> None:
-        """End the session of the refresh token; the access token must still be good."""
-        await self._post("/api/auth/logout", {"refresh_token": refresh_token}, access_token)
+    async def logout(self, refresh_token: str) -> None:
+        """End the session of the refresh token, which is proof enough."""
+        await self._post("/api/auth/logout", {"refresh_token": refresh_token})
 
     async def close(self) -> None:
         """Close the connections. May be called twice."""
@@ -88,10 +88,8 @@ class HttpApi:
         if client is not None:
             await client.aclose()
 
-    async def _post(self, path: str, body: dict[str, Any], access_token: str = "") -> bytes:
+    async def _post(self, path: str, body: dict[str, Any]) -> bytes:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if access_token:
-            headers["Authorization"] = f"Bearer {access_token}"
         if self._client is None:
             self._client = httpx2.AsyncClient(
                 verify=self._tls if self._tls is not None else True,

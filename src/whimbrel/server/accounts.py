@@ -33,7 +33,7 @@ import msgspec
 
 from whimbrel.errors import Conflict, InvalidArgument, NotFound, Unauthorized
 from whimbrel.server.auth import AccessTokens
-from whimbrel.server.database import connect, migrate, store_errors
+from whimbrel.server.database import Readers, connect, migrate, store_errors
 
 NAME_CHARS_MAX = 64
 PASSWORD_CHARS_MIN = 8
@@ -98,6 +98,7 @@ class Accounts:
             except BaseException:
                 self._connection.close()
                 raise
+        self._readers = Readers(self._path, key)
         self._access = AccessTokens(self.secret("access"), clock=clock)
 
     def __repr__(self) -> str:
@@ -146,15 +147,16 @@ class Accounts:
 
     def verify(self, name: str, password: str) -> bool:
         """Tell whether this is the user's password; an unknown user takes as long to deny."""
-        return self._verified(name, password) is not None
+        return self._verified(name, password)[0] is not None
 
     def users_exist(self, names: Iterable[str]) -> set[str]:
         """Give those of the (folded) names that are users."""
-        with self._transaction(writes=False) as db:
+        # Asked on the event loop: it must not wait for whoever writes.
+        with store_errors(self._path), self._readers.snapshot() as db:
             return {
                 name
                 for name in set(names)
-                if db.execute("SELECT 1 FROM users WHERE name = ?", (name,)).get is not None
+                if db.execute("SELECT 1 FROM users WHERE name = ?", (name,)).fetchone() is not None
             }
 
     # --- sessions ------------------------------------------------------------------------------
@@ -168,10 +170,13 @@ class Accounts:
         """
         if not _DEVICE.fullmatch(device):
             raise InvalidArgument("a device id has 26 characters of a-z 2-7")
-        user = self._verified(name, password)
+        user, hashed = self._verified(name, password)
         if user is None:
             raise Unauthorized("wrong name or password", hint="check both")
         with self._transaction() as db:
+            # Changed since it was looked up, it is no longer the password: that signed out everyone.
+            if db.execute("SELECT password FROM users WHERE name = ?", (user,)).get != hashed:
+                raise Unauthorized("wrong name or password", hint="check both")
             now = self._clock()
             owner = db.execute("SELECT user FROM devices WHERE id = ?", (device,)).get
             if owner is None:
@@ -227,6 +232,7 @@ class Accounts:
     def close(self) -> None:
         """Release the file. May be called twice."""
         with self._lock:
+            self._readers.close()
             self._connection.close()
 
     # --- within --------------------------------------------------------------------------------
@@ -261,7 +267,8 @@ class Accounts:
             except UnicodeEncodeError:
                 raise InvalidArgument("the password holds half of a surrogate pair") from None
 
-    def _verified(self, name: str, password: str) -> str | None:
+    def _verified(self, name: str, password: str) -> tuple[str | None, str | None]:
+        """Give the folded name if this is its password, and the hash it was compared with."""
         folded: str | None = None
         with contextlib.suppress(InvalidArgument):
             folded = fold_name(name)
@@ -271,8 +278,8 @@ class Accounts:
             try:
                 self._hasher.verify(known or self._nobody, password[:PASSWORD_CHARS_MAX])
             except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError, ValueError):
-                return None
-        return folded if known is not None and len(password) <= PASSWORD_CHARS_MAX else None
+                return None, known
+        return (folded if known is not None and len(password) <= PASSWORD_CHARS_MAX else None), known
 
     @contextmanager
     def _transaction(self, *, writes: bool = True) -> Iterator[apsw.Connection]:

@@ -12,6 +12,9 @@ from whimbrel.server.credits import Buckets
 from whimbrel.server.session import Session
 from whimbrel.server.settings import ServerSettings
 
+VOIDS_PER_SEND = 10
+"""A user may give up messages so many times faster than send them: a full outbox is emptied at once."""
+
 
 class Admission:
     """The credits of all users; a user's devices share them."""
@@ -19,11 +22,27 @@ class Admission:
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         self._buckets = Buckets(settings.rate_limit, settings.rate_burst, settings.buckets_max)
+        void_rate = None if settings.rate_limit is None else VOIDS_PER_SEND * settings.rate_limit
+        self._voids = Buckets(void_rate, VOIDS_PER_SEND * settings.rate_burst, settings.buckets_max)
 
     def charge(self, user: str, now: float) -> float:
         """Take one credit and give 0.0, or give the seconds to wait."""
         wait_s = self._buckets.take(user, now)
         return max(wait_s, self._settings.rate_retry_s_min) if wait_s else 0.0
+
+    def check_void(self, user: str, void: p.Void, now: float) -> p.Rejected | None:
+        """Give why this number may not be voided now, or None; costs none of the credits for sends."""
+        wait_s = self._voids.take(user, now)
+        if not wait_s:
+            return None
+        return p.Rejected(
+            conversation=void.conversation,
+            stream=void.stream,
+            n=void.n,
+            code="rate_limited",
+            text="too fast",
+            retry_after_s=max(wait_s, self._settings.rate_retry_s_min),
+        )
 
     def credits(self, user: str, now: float) -> p.Credits:
         """Tell a user's credits."""

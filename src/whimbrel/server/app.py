@@ -37,7 +37,7 @@ ROUTES = (
         name="openapi",
         handler=openapi,
         answer=Document,
-        problems=(401,),
+        public=True,
     ),
 )
 

@@ -15,7 +15,16 @@ from typing import TypeAlias
 from whimbrel import protocol as p
 from whimbrel.server import outcomes as o
 from whimbrel.server.fanout import Fanout
-from whimbrel.server.ledger import Ahead, Append, Ledger, Operation, Outcome, Refused, SetReceipt
+from whimbrel.server.ledger import (
+    Ahead,
+    Append,
+    Ledger,
+    LedgerUnavailable,
+    Operation,
+    Outcome,
+    Refused,
+    SetReceipt,
+)
 from whimbrel.server.roster import Roster
 from whimbrel.server.session import Session
 from whimbrel.server.settings import ServerSettings
@@ -29,7 +38,7 @@ _RECEIPTS_MIN = 100
 
 
 class _Entry:
-    __slots__ = ("callback", "item", "operation", "session")
+    __slots__ = ("callback", "item", "operation", "session", "weight")
 
     def __init__(
         self,
@@ -43,6 +52,8 @@ class _Entry:
         self.session = session
         self.item = item
         self.callback = callback
+        self.weight = max(1, len(item.numbers)) if isinstance(item, p.Status) else 1
+        """What it counts for of all that its link may have waiting: every number is looked up."""
 
 
 class Batches:
@@ -74,7 +85,7 @@ class Batches:
     def ask(self, session: Session, item: Asked, operation: Operation | None) -> None:
         """Queue what a link asked; without an operation it is a question."""
         entry = _Entry(operation, session=session, item=item)
-        session.waiting += 1
+        session.waiting += entry.weight
         # Links are not read from when the queue is full; this is for what was in the same frame.
         if self.waiting >= 2 * self._settings.waiting_max:
             self._answer(entry, Refused(code="unavailable", text="too much waits"), set())
@@ -112,7 +123,12 @@ class Batches:
             operations.append(receipt)
         if operations:
             self._in_flight = entries
-            self._fanout.remember({o.conversation_of(operation) for operation in operations})
+            try:
+                self._fanout.remember({o.conversation_of(operation) for operation in operations})
+            except BaseException:
+                # The caller gets no batch whose outcomes it could give back.
+                self.failed()
+                raise
         return operations
 
     def settled(self, outcomes: Sequence[Outcome], now: float) -> None:
@@ -134,18 +150,29 @@ class Batches:
                 self._fanout.publish(entry.operation, outcome, None, now)
                 self._answer(entry, outcome, told)
         self._fanout.routed = self._ledger.commit
+        self._fanout.landed()
 
     def failed(self) -> None:
-        """Refuse what was in flight, for now; receipts wait for the next batch."""
+        """Refuse what was in flight, for now; receipts wait for the next batch.
+
+        Raises ``LedgerUnavailable``, in the end, if a question among it could not be answered either.
+        """
         refused = Refused(code="unavailable", text="the ledger cannot commit now")
+        unread: LedgerUnavailable | None = None
         for entry in self._land():
             if isinstance(entry.operation, SetReceipt) and entry.callback is None:
                 receipt = entry.operation
                 self._fanout.receipts.want(receipt.user, receipt.conversation, receipt.received, receipt.read)
             elif entry.operation is None:
-                self._answer_question(entry)
+                try:
+                    self._answer_question(entry)
+                except LedgerUnavailable as error:
+                    unread = error
             else:
                 self._answer(entry, refused, set())
+        self._fanout.landed()
+        if unread is not None:
+            raise unread  # when all others have their answer: who asked this has none
 
     def _land(self) -> list[_Entry]:
         entries = self._in_flight
@@ -161,7 +188,7 @@ class Batches:
         session, item = entry.session, entry.item
         if session is None or item is None:
             return None
-        session.waiting -= 1
+        session.waiting -= entry.weight
         if not session.live:
             return None
         if isinstance(item, p.Call):
@@ -185,7 +212,7 @@ class Batches:
     def _answer_question(self, entry: _Entry) -> None:
         session, item = entry.session, entry.item
         assert session is not None, "only links ask questions"
-        session.waiting -= 1
+        session.waiting -= entry.weight
         identity = session.identity
         if not session.live or identity is None:
             return
@@ -195,7 +222,7 @@ class Batches:
             return
         assert isinstance(item, p.Status), "the only other question"
         expected: p.ServerItem | None = None
-        for n in item.numbers[: self._settings.status_numbers_max]:
+        for n in sorted(set(item.numbers))[: self._settings.status_numbers_max]:
             outcome = self._ledger.settled(identity.device, item.conversation, item.stream, n)
             if isinstance(outcome, Ahead):
                 expected = self._numbered(item, n, outcome)

@@ -1,7 +1,9 @@
-"""The HTTP connection of uvicorn, with the bounds it lacks: on the time and size of a request's headers.
+"""The connections of uvicorn, with the bounds they lack.
 
-A connection that opens, or starts a request, and does not bring its headers to an end in time is closed;
-so is one whose headers are too large. Idle connections between requests are uvicorn's to close.
+Of HTTP, the time and size of a request's headers: a connection that opens, or starts a request, and does
+not bring its headers to an end in time is closed; so is one whose headers are too large, and one that was
+answered and does not bring the rest of its body to an end in time. Idle connections between requests are
+uvicorn's to close. Of a WebSocket, the pongs for a peer that sends pings and does not read.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 HEADER_BYTES_MAX = 64 * 1024
 
@@ -48,8 +51,15 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
+        self._stop_waiting()
         self._reading_headers = True
         self._header_bytes = 0
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        # Nobody reads that body any more; closed at once, who still sends it might not see the answer.
+        if self.cycle.response_complete and self.cycle.more_body and self._late is None:
+            self._wait_for_headers()
 
     def _wait_for_headers(self) -> None:
         self._late = self.loop.call_later(self.headers_within_s, self._close)
@@ -63,6 +73,15 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._stop_waiting()
         if not self.transport.is_closing():
             self.transport.close()
+
+
+class GuardedWebSocketProtocol(WebSocketsSansIOProtocol):
+    """One WebSocket; while its peer does not read, its pings are not answered."""
+
+    def handle_ping(self) -> None:
+        output = self.conn.data_to_send()
+        if self.writable.is_set():
+            self.transport.write(b"".join(output))
 
 
 def protocol_class(headers_within_s: float) -> type[asyncio.Protocol]:

@@ -69,7 +69,7 @@ async def refresh(call: Call) -> Response:
 
 
 async def logout(call: Call) -> Response:
-    """End the session of a refresh token."""
+    """End the session of a refresh token, which is proof enough."""
     await call.service.logout(call.body.refresh_token)
     return Response(status_code=204)
 
@@ -139,6 +139,8 @@ def _conversation(call: Call) -> p.ConversationInfo:
 
 
 async def _change(call: Call, request: p.Call, status: int) -> Response:
+    if wait_s := call.service.gateway.charge(call.identity.user):
+        return problem("rate_limited", "too fast", retry_after_s=wait_s)
     known = await call.service.known_users({*request.members, request.user} - {""})
     operation = o.operation_of(request, call.identity, lambda names: known & set(names))
     if isinstance(operation, Refused):
@@ -262,7 +264,7 @@ ROUTES = (
         handler=login,
         body=Login,
         answer=Session,
-        problems=(400, 401, 409, 429, 503),
+        problems=(400, 401, 409, 413, 429, 503),
         public=True,
     ),
     Route(
@@ -272,7 +274,7 @@ ROUTES = (
         handler=refresh,
         body=RefreshToken,
         answer=Session,
-        problems=(400, 401, 503),
+        problems=(400, 401, 413, 503),
         public=True,
     ),
     Route(
@@ -282,7 +284,8 @@ ROUTES = (
         handler=logout,
         body=RefreshToken,
         status=204,
-        problems=(400, 401, 503),
+        problems=(400, 413, 503),
+        public=True,
     ),
     Route(
         method="GET",
@@ -290,7 +293,7 @@ ROUTES = (
         name="list_conversations",
         handler=list_conversations,
         answer=Conversations,
-        problems=(401,),
+        problems=(401, 503),
     ),
     Route(
         method="POST",
@@ -301,7 +304,7 @@ ROUTES = (
         body_bytes_max=256 * 1024,
         answer=p.ConversationInfo,
         status=201,
-        problems=(400, 401, 404, 409, 413, 503),
+        problems=(400, 401, 404, 409, 413, 429, 503),
     ),
     Route(
         method="GET",
@@ -309,7 +312,7 @@ ROUTES = (
         name="get_conversation",
         handler=get_conversation,
         answer=p.ConversationInfo,
-        problems=(401, 404),
+        problems=(401, 404, 503),
     ),
     Route(
         method="GET",
@@ -317,7 +320,7 @@ ROUTES = (
         name="list_members",
         handler=list_members,
         answer=Members,
-        problems=(401, 404),
+        problems=(401, 404, 503),
     ),
     Route(
         method="POST",
@@ -326,7 +329,7 @@ ROUTES = (
         handler=add_member,
         body=NewMember,
         answer=p.ConversationInfo,
-        problems=(400, 401, 404, 413, 503),
+        problems=(400, 401, 404, 413, 429, 503),
     ),
     Route(
         method="DELETE",
@@ -334,7 +337,7 @@ ROUTES = (
         name="remove_member",
         handler=remove_member,
         answer=p.ConversationInfo,
-        problems=(401, 404, 503),
+        problems=(401, 404, 429, 503),
     ),
     Route(
         method="POST",
@@ -366,6 +369,6 @@ ROUTES = (
         handler=post_receipts,
         body=Receipts,
         answer=Receipts,
-        problems=(400, 401, 404, 503),
+        problems=(400, 401, 404, 413, 503),
     ),
 )

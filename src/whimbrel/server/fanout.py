@@ -56,6 +56,7 @@ class Fanout:
         self._synctokens = synctokens
         self._settings = settings
         self._members: dict[str, frozenset[str]] = {}
+        self._forgetting = False
         self.receipts = ReceiptBoard()
         self.routed = ledger.commit
         self.now = 0.0
@@ -72,6 +73,12 @@ class Fanout:
             del self._members[conversation]
         for conversation in conversations:
             self.members(conversation)
+
+    def landed(self) -> None:
+        """All that the batch in flight came to was told."""
+        if self._forgetting:
+            self._forgetting = False
+            self._members.clear()
 
     def members(self, conversation: str) -> frozenset[str]:
         """The members as far as outcomes were told."""
@@ -100,7 +107,9 @@ class Fanout:
 
     def _publish_change(self, operation: Operation, outcome: ConversationSet) -> None:
         conversation = outcome.info.id
-        before = self.members(conversation)
+        if not outcome.events:
+            return  # repeated: the members are what they were, and this may not be all of them
+        before = frozenset() if isinstance(operation, CreateConversation) else self.members(conversation)
         after = before
         if isinstance(operation, CreateConversation):
             after = frozenset(outcome.info.members)
@@ -109,8 +118,6 @@ class Fanout:
         elif isinstance(operation, RemoveMember):
             after = before - {operation.member}
         self._members[conversation] = after
-        if not outcome.events:
-            return
         joined = after if isinstance(operation, CreateConversation) else after - before
         for user in joined:
             self._push_head(user, conversation)
@@ -130,12 +137,10 @@ class Fanout:
         sessions = self._roster.of(user)
         if not sessions:
             return
-        heads = tuple(
-            head for head in self._ledger.heads(user, self.routed) if head.conversation == conversation
-        )
-        if heads:
+        head = self._ledger.head(user, conversation, self.routed)
+        if head is not None:
             for session in sessions:
-                self._push(session, p.Heads(heads=heads), conversation)
+                self._push(session, p.Heads(heads=(head,)), conversation)
 
     def _push(self, session: Session, item: p.ServerItem, conversation: str) -> None:
         if session.only is not None and session.only != conversation:
@@ -189,9 +194,14 @@ class Fanout:
             self.rewound = True
         return self.rewound
 
-    def forget(self) -> None:
-        """Begin as on the first day, with what the ledger has now."""
-        self._members.clear()
+    def forget(self, *, in_flight: bool) -> None:
+        """Begin as on the first day, with what the ledger has now.
+
+        ``in_flight``: the members as they were before the batch in flight are kept until it has landed.
+        """
+        self._forgetting = in_flight
+        if not in_flight:
+            self._members.clear()
         self.receipts = ReceiptBoard()
         self.routed = self._ledger.commit
         self.rewound = False
@@ -205,11 +215,13 @@ class Fanout:
         assert identity is not None, "only a greeted session is told anything"
         since = 0
         place = self._synctokens.decode(sync) if sync else None
-        if place is not None and place[0] == self._ledger.history:
+        # A token of commit 0 is as good as any: who holds it knows of all there was, which was nothing.
+        known = place is not None and place[0] == self._ledger.history
+        if place is not None and known:
             since = place[1]
         token = self._token(self.routed)
         heads = self._heads(session, since)
-        return chunked(heads, self._settings.item_bytes_max), since == 0, token
+        return chunked(heads, self._settings.item_bytes_max), not known, token
 
     def touch(self, session: Session) -> None:
         """Something was queued that no token covers: one is due within the interval."""

@@ -27,6 +27,7 @@ It reads the ledger (heads, pages, members) on the caller's thread, while anothe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeAlias
@@ -124,7 +125,7 @@ class Hub:
     def start_anew(self, now: float) -> None:
         """Send every link away, to come back at once: the history is a new one, or the hub in doubt."""
         self._fanout.now = now
-        self._fanout.forget()
+        self._fanout.forget(in_flight=self._batches.in_flight)
         for session in [*self._roster.sessions.values()]:
             if session.closing is None:
                 session.answer(p.Goaway(reason="unavailable"))
@@ -276,6 +277,7 @@ class Hub:
             elif kind == "sync":
                 self._fanout.tell_sync(session)
             elif at == session.due:
+                session.due = math.inf
                 self._look_after(session, now)
 
     # --- sessions
@@ -343,16 +345,10 @@ class Hub:
         self._roster.end(session, code)
 
     def _arm(self, session: Session) -> None:
-        """Note when this session is to be looked after next; an earlier note is void."""
-        settings = self._settings
-        if session.identity is None:
-            session.due = session.opened_at + settings.greet_within_s
-        else:
-            assert session.expires_at is not None, "a greeted session has a token"
-            session.due = session.expires_at + settings.expiry_grace_s
-            if not session.listening:
-                session.due = min(session.due, session.heard_at + settings.silent_after_s)
-        self._deadlines.add(session.due, "link", session.link)
+        """Note when this session is to be looked after next, unless that is noted for an earlier time."""
+        if (due := session.due_by_now()) < session.due:
+            session.due = due
+            self._deadlines.add(due, "link", session.link)
 
     def _look_after(self, session: Session, now: float) -> None:
         settings = self._settings
@@ -387,9 +383,13 @@ class Hub:
                 append = Append(user=identity.user, device=identity.device, send=item)
                 self._batches.ask(session, item, append)
         elif isinstance(item, p.Void):
+            if rejected := self._admission.check_void(identity.user, item, now):
+                self._tell(session, rejected)
+                return
             session.holes.pop((item.conversation, item.stream), None)
-            operation = AppendVoid(user=identity.user, device=identity.device, void=item)
-            self._batches.ask(session, item, operation)
+            self._batches.ask(
+                session, item, AppendVoid(user=identity.user, device=identity.device, void=item)
+            )
         elif isinstance(item, p.Status):
             self._batches.ask(session, item, None)
         elif isinstance(item, p.Received):
@@ -400,17 +400,22 @@ class Hub:
             if session.typing.take(now) == 0.0:
                 self._fanout.tell_typing(identity.user, item.conversation, item.on)
         elif isinstance(item, p.Fetch):
-            self._tell(session, self._page(identity, item))
+            self._tell(session, o.page(self._ledger, identity, item))
         elif isinstance(item, p.Call):
-            self._call(session, identity, item)
+            self._call(session, identity, item, now)
         elif isinstance(item, p.Auth):
             self._renew(session, identity, item, now)
         else:
             raise AssertionError(f"{type(item).__name__} is handled before")
 
-    def _call(self, session: Session, identity: Identity, item: p.Call) -> None:
+    def _call(self, session: Session, identity: Identity, item: p.Call, now: float) -> None:
         if item.op == "list":
             self._batches.ask(session, item, None)
+            return
+        if wait_s := self._admission.charge(identity.user, now):
+            self._tell(
+                session, p.Answer(id=item.id, code="rate_limited", text=f"too fast: wait {wait_s:.1f} s")
+            )
             return
         operation = o.operation_of(item, identity, self._known_users)
         if isinstance(operation, Refused):
@@ -418,16 +423,16 @@ class Hub:
         else:
             self._batches.ask(session, item, operation)
 
-    def _page(self, identity: Identity, item: p.Fetch) -> p.ServerItem:
-        page = None
-        if 0 <= item.since <= NUMBER_MAX:
-            limit = min(max(item.limit, 1), p.PAGE_MAX)
-            page = self._ledger.page(identity.user, item.conversation, since=item.since, limit=limit)
-        if page is None:
-            return p.Error(code="not_found", text="no such conversation", conversation=item.conversation)
-        return page
-
     def _renew(self, session: Session, identity: Identity, item: p.Auth, now: float) -> None:
+        if now - session.renewed_at < self._settings.renew_interval_s:
+            self._tell(
+                session,
+                p.Error(
+                    code="rate_limited", text="too many tokens", retry_after_s=self._settings.renew_interval_s
+                ),
+            )
+            return
+        session.renewed_at = now
         try:
             renewed = self._authenticate(item.token)
         except errors.Unauthorized:

@@ -164,6 +164,9 @@ class Ledger(Protocol):
         ``receipts`` those of the others that changed since.
         """
 
+    def head(self, user: str, conversation: str, since_commit: int) -> p.Head | None:
+        """The one of ``heads`` that is of this conversation; costs no more for a user who has many."""
+
     def page(
         self, user: str, conversation: str, *, since: int = 0, before: int | None = None, limit: int = 50
     ) -> p.Page | None:

@@ -188,23 +188,15 @@ class MemoryLedger:
         """See ``Ledger``."""
         with self._open():
             state = self.state
-            heads = []
-            for id in sorted(state.of_user.get(user, ())):
-                conversation = state.conversations[id]
-                if conversation.changed <= since_commit:
-                    continue
-                members = state.members[id]
-                others = [other for other in members.values() if other.left_at is None and other.user != user]
-                head = head_of(
-                    conversation,
-                    members[user],
-                    since_commit=since_commit,
-                    present=(*(other.user for other in others), user),
-                    others=others,
-                )
-                if head is not None:
-                    heads.append(head)
-            return heads
+            heads = (_head(state, user, id, since_commit) for id in sorted(state.of_user.get(user, ())))
+            return [head for head in heads if head is not None]
+
+    def head(self, user: str, conversation: str, since_commit: int) -> p.Head | None:
+        """See ``Ledger``."""
+        with self._open():
+            if self.state.member(conversation, user) is None:
+                return None
+            return _head(self.state, user, conversation, since_commit)
 
     def page(
         self, user: str, conversation: str, *, since: int = 0, before: int | None = None, limit: int = 50
@@ -259,3 +251,18 @@ class MemoryLedger:
         if self._closed:
             raise LedgerUnavailable("the ledger is closed")
         return self._lock
+
+
+def _head(state: MemoryState, user: str, id: str, since_commit: int) -> p.Head | None:
+    conversation = state.conversations[id]
+    if conversation.changed <= since_commit:
+        return None
+    members = state.members[id]
+    others = [other for other in members.values() if other.left_at is None and other.user != user]
+    return head_of(
+        conversation,
+        members[user],
+        since_commit=since_commit,
+        present=(*(other.user for other in others), user),
+        others=others,
+    )

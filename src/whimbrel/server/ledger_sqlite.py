@@ -30,7 +30,7 @@ from whimbrel.server.database import MACHINE_ERRORS, Readers, connect, migrate, 
 from whimbrel.server.ledger import LedgerUnavailable, Operation, Outcome
 from whimbrel.server.ledger_memory import random_id
 from whimbrel.server.ledger_rows import LedgerRows
-from whimbrel.server.records import Batch, Member, NewId, head_of, info_of, page_of, page_range
+from whimbrel.server.records import Batch, Conversation, Member, NewId, head_of, info_of, page_of, page_range
 from whimbrel.server.settle import cannot, settle, settle_all, settled
 
 HEADS_BY_COMMIT_MAX = 256
@@ -194,27 +194,24 @@ class SqliteLedger:
         try:
             with self._readers.snapshot() as cursor:
                 yield LedgerRows(cursor)
-        except (apsw.Error, *MACHINE_ERRORS) as error:
+        except (apsw.Error, RecursionError, *MACHINE_ERRORS) as error:
             raise LedgerUnavailable(f"{self._path.name}: {type(error).__name__}") from error
 
     def heads(self, user: str, since_commit: int) -> list[p.Head]:
         """See ``Ledger``."""
         with self._reading() as rows:
-            heads = []
-            for conversation, member in rows.changed(user, since_commit, HEADS_BY_COMMIT_MAX):
-                others: list[Member] = []
-                if member.left_at is None:
-                    others = [other for other in rows.members(conversation.id) if other.user != user]
-                head = head_of(
-                    conversation,
-                    member,
-                    since_commit=since_commit,
-                    present=(*(other.user for other in others), user),
-                    others=others,
-                )
-                if head is not None:
-                    heads.append(head)
-            return heads
+            changed = rows.changed(user, since_commit, HEADS_BY_COMMIT_MAX)
+            heads = [_head(rows, conversation, member, since_commit) for conversation, member in changed]
+            return [head for head in heads if head is not None]
+
+    def head(self, user: str, conversation: str, since_commit: int) -> p.Head | None:
+        """See ``Ledger``."""
+        with self._reading() as rows:
+            found = rows.conversation(conversation)
+            if found is None or found.changed <= since_commit:
+                return None
+            member = rows.member(conversation, user)
+            return None if member is None else _head(rows, found, member, since_commit)
 
     def page(
         self, user: str, conversation: str, *, since: int = 0, before: int | None = None, limit: int = 50
@@ -268,3 +265,16 @@ class SqliteLedger:
                 self._anchor.close(True)
                 # The last to close brings the write-ahead log into the file.
                 self._give_up()
+
+
+def _head(rows: LedgerRows, conversation: Conversation, member: Member, since_commit: int) -> p.Head | None:
+    others: list[Member] = []
+    if member.left_at is None:
+        others = [other for other in rows.members(conversation.id) if other.user != member.user]
+    return head_of(
+        conversation,
+        member,
+        since_commit=since_commit,
+        present=(*(other.user for other in others), member.user),
+        others=others,
+    )

@@ -18,6 +18,7 @@ from whimbrel.server.ledger import (
     Committed,
     ConversationSet,
     CreateConversation,
+    Ledger,
     Operation,
     Outcome,
     ReceiptSet,
@@ -26,6 +27,7 @@ from whimbrel.server.ledger import (
     WasVoided,
 )
 from whimbrel.server.session import Identity
+from whimbrel.server.settle import NUMBER_MAX
 
 KnownUsers: TypeAlias = Callable[[Collection[str]], Collection[str]]
 """Of these names, those that exist."""
@@ -89,6 +91,17 @@ def listing(call_id: str, conversations: list[p.ConversationInfo], size_bytes_ma
     if len(p.encode(answer)) > size_bytes_max:
         return p.Answer(id=call_id, code="too_large", text="too many for one answer; the heads have them all")
     return answer
+
+
+def page(ledger: Ledger, identity: Identity, item: p.Fetch) -> p.ServerItem:
+    """Answer a fetch; a stranger is told what it would be of a conversation that does not exist."""
+    found = None
+    if 0 <= item.since <= NUMBER_MAX:
+        limit = min(max(item.limit, 1), p.PAGE_MAX)
+        found = ledger.page(identity.user, item.conversation, since=item.since, limit=limit)
+    if found is None:
+        return p.Error(code="not_found", text="no such conversation", conversation=item.conversation)
+    return found
 
 
 def conversation_of(operation: Operation) -> str:

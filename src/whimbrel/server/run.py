@@ -25,7 +25,7 @@ import uvicorn
 from whimbrel import errors
 from whimbrel import protocol as p
 from whimbrel.server.app import create_app
-from whimbrel.server.connection import protocol_class
+from whimbrel.server.connection import GuardedWebSocketProtocol, protocol_class
 from whimbrel.server.data import ServerData, open_data
 from whimbrel.server.gateway import Gateway
 from whimbrel.server.hub import Hub, Identity, ServerSettings
@@ -144,7 +144,7 @@ def _config(settings: ServeSettings, service: Service) -> uvicorn.Config:
     config = uvicorn.Config(
         create_app(service),
         http=protocol_class(settings.headers_within_s),
-        ws="websockets-sansio",
+        ws=GuardedWebSocketProtocol,
         ws_max_size=p.FRAME_BYTES_MAX,
         ws_per_message_deflate=False,
         # Links have a heartbeat of their own, which the client paces.

@@ -66,7 +66,9 @@ class Service:
         self._access_tokens = access_tokens
         self._threads = ThreadPoolExecutor(ACCOUNT_THREADS, thread_name_prefix="accounts")
         self._calls = 0
-        self._attempts = Buckets(http.login_per_s, http.login_burst, http.login_names_max)
+        # Tables of their own: names made up by one address do not push out what is known of addresses.
+        self._by_address = Buckets(http.login_per_s, http.login_burst, http.login_names_max)
+        self._by_name = Buckets(http.login_per_s, http.login_burst, http.login_names_max)
 
     def authenticate(self, token: str) -> Identity:
         """Give whom an access token speaks for. Raises ``Unauthorized``."""
@@ -78,7 +80,8 @@ class Service:
         now = time.monotonic()
         # Folded as the accounts fold it, or capitals would give more attempts.
         key = name.strip().casefold()[:64]
-        wait_s = max(self._attempts.take(("address", address), now), self._attempts.take(("name", key), now))
+        # The address first: one that is over its rate must not use up the attempts of others' names.
+        wait_s = self._by_address.take(address, now) or self._by_name.take(key, now)
         if wait_s:
             raise errors.RateLimited("too many attempts to sign in", hint="wait", retry_after_s=wait_s)
         return await self._blocking(lambda: self._accounts.login(name, password, device))

@@ -15,6 +15,7 @@ in the queue. Nothing is lost when pushes are dropped, since the heads then sent
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import msgspec
@@ -22,6 +23,8 @@ import msgspec
 from whimbrel import protocol as p
 from whimbrel.server.credits import Bucket
 from whimbrel.server.settings import ServerSettings
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,12 +46,21 @@ class _Queued(msgspec.Struct, frozen=True):
 def size_of(item: p.ServerItem) -> int:
     """About how many bytes an item takes on the wire; cheap, for bounds only."""
     if isinstance(item, p.Event):
-        return len(item.body) + 300
+        return _event_size(item)
     if isinstance(item, p.Page):
-        return sum(len(event.body) + 300 for event in item.events) + 100
+        return sum(_event_size(event) for event in item.events) + 100
     if isinstance(item, p.Welcome | p.Heads):
-        return 300 + sum(150 + 24 * len(head.members or ()) for head in item.heads)
+        return 300 + sum(
+            150 + 24 * len(head.members or ()) + 60 * len(head.receipts or ()) for head in item.heads
+        )
+    if isinstance(item, p.Answer):
+        return 200 + sum(200 + len(info.title) + 24 * len(info.members) for info in item.conversations)
     return 200
+
+
+def _event_size(event: p.Event) -> int:
+    metadata_bytes = 0 if event.metadata is None else len(_encode(event.metadata))
+    return len(event.body) + metadata_bytes + 300
 
 
 class Session:
@@ -74,7 +86,10 @@ class Session:
         self.heard_at = now
         self.expires_at: float | None = None
         """Monotonic."""
-        self.due = 0.0
+        self.due = math.inf
+        """When it is looked after next."""
+        self.renewed_at = -math.inf
+        """When it last brought an access token."""
         self.unknown_items = 0
         self.typing = Bucket(settings.typing_per_s, settings.typing_burst, now)
         self._settings = settings
@@ -106,6 +121,15 @@ class Session:
             or self._answers >= limits.queue_items_max
             or self._size_bytes >= limits.queue_bytes_max
         )
+
+    def due_by_now(self) -> float:
+        """When to look after it, by what is known now; monotonic."""
+        limits = self._settings
+        if self.identity is None:
+            return self.opened_at + limits.greet_within_s
+        assert self.expires_at is not None, "a greeted session has a token"
+        expiry = self.expires_at + limits.expiry_grace_s
+        return expiry if self.listening else min(expiry, self.heard_at + limits.silent_after_s)
 
     def answer(self, item: p.ServerItem, commit: int | None = None) -> None:
         """Queue what the client must get; ``commit``: what its sync token promises."""

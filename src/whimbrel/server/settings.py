@@ -48,6 +48,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     silent_after_s: float = 120.0
     """A link from which nothing came for so long is dead; clients ping every 10 s."""
     expiry_grace_s: float = 30.0
+    renew_interval_s: float = 1.0
+    """A link may bring one new access token in so long; they are good for minutes."""
     links_max: int = 10_000
     links_per_user_max: int = 50
     status_numbers_max: int = 1_000

@@ -34,6 +34,8 @@ NUMBER_MAX = (1 << 36) - 1
 STREAM_MAX = (1 << 53) - 1
 CONTENT_BYTES_MAX = p.FRAME_BYTES_MAX * 3 // 4
 """Of body and metadata as JSON, where a control character takes six bytes: an entry fits one frame."""
+METADATA_DEPTH_MAX = 32
+"""Objects and lists within each other. What is nested deeper than a reader can follow is never read again."""
 REASON_CHARS_MAX = 64
 
 _FORMATS = frozenset({"text", "json", "bytes"})
@@ -112,13 +114,7 @@ def _append(batch: Batch, operation: led.Append, now: float) -> led.Outcome:
     stream = (operation.device, send.conversation, send.stream)
     known_n = batch.last_n(stream)
     last_n = known_n or 0
-    fault = None
-    try:
-        content = _encode(
-            (send.conversation, send.format, send.alg, send.role, send.body, send.metadata, send.reply_to)
-        )
-    except (ValueError, OverflowError, RecursionError):
-        content, fault = b"", led.Refused(code="invalid", text="the content cannot be put into JSON")
+    content, fault = _content(send)
     digest = hashlib.blake2b(content, digest_size=16).digest()
     if send.n <= last_n:
         return _again(batch, stream, send.n, id, digest)
@@ -245,6 +241,33 @@ def _refuse(
     void = Number(seq=0, id=id, digest=digest, reason="rejected", code=fault.code, text=fault.text)
     batch.put_number(stream, send.n, void)
     return led.WasVoided(reason=void.reason, code=void.code, text=void.text)
+
+
+def _content(send: p.Send) -> tuple[bytes, led.Refused | None]:
+    """Give what the digest is made of, or why there is none."""
+    if _too_deep(send.metadata):
+        text = f"the metadata are nested deeper than {METADATA_DEPTH_MAX}"
+        return b"", led.Refused(code="invalid", text=text)
+    try:
+        return _encode(
+            (send.conversation, send.format, send.alg, send.role, send.body, send.metadata, send.reply_to)
+        ), None
+    except (ValueError, OverflowError, RecursionError):
+        return b"", led.Refused(code="invalid", text="the content cannot be put into JSON")
+
+
+def _too_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(METADATA_DEPTH_MAX):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list | tuple)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return any(isinstance(value, dict | list | tuple) for value in level)
 
 
 def _content_fault(send: p.Send, content_bytes: int) -> led.Refused | None:

@@ -8,6 +8,8 @@ queue is what a slow client costs.
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Iterator
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -16,6 +18,10 @@ from whimbrel.errors import ProtocolError, StoreError
 from whimbrel.server.gateway import Gateway, Link
 from whimbrel.server.ledger import LedgerUnavailable
 
+_log = logging.getLogger(__name__)
+
+PART_ITEMS_MAX = 32
+"""So many items of a frame are taken in before it is seen whether the link can take their answers."""
 CLOSE_CODES = {"bye": 1000, "shutdown": 1001, "protocol": 1002, "unauthorized": 1008, "replaced": 1008}
 CLOSE_CODE_OTHERS = 1013
 """Try again later."""
@@ -39,7 +45,10 @@ async def serve_websocket(gateway: Gateway, receive: Receive, send: Send) -> Non
         gateway.close(link)
         for part in (reading, writing):
             part.cancel()
-        await asyncio.gather(reading, writing, return_exceptions=True)
+        for end in await asyncio.gather(reading, writing, return_exceptions=True):
+            # A peer that is gone is no news (OSError); all else is our mistake. Its text may show content.
+            if isinstance(end, Exception) and not isinstance(end, OSError):
+                _log.error("a link ended by %s", type(end).__name__)
 
 
 async def _read(gateway: Gateway, link: Link, receive: Receive) -> None:
@@ -48,12 +57,31 @@ async def _read(gateway: Gateway, link: Link, receive: Receive) -> None:
         if message["type"] == "websocket.disconnect":
             return
         try:
-            gateway.receive(link, p.decode_client(_payload(message)))
+            for index, part in enumerate(_parts(p.decode_client(_payload(message)))):
+                if index:
+                    await asyncio.sleep(0)  # others' turn, however much one frame holds
+                gateway.receive(link, part)
+                await gateway.relieved(link)
         except ProtocolError:
             gateway.broken(link)
         except (LedgerUnavailable, StoreError):
             return
-        await gateway.relieved(link)
+
+
+def _parts(items: list[p.ClientItem | p.Unknown]) -> Iterator[list[p.ClientItem | p.Unknown]]:
+    """Split a frame so that what one part costs is bounded: a small item may ask for a large answer."""
+    part: list[p.ClientItem | p.Unknown] = []
+    for item in items:
+        costly = isinstance(item, p.Fetch | p.Status)
+        if part and (costly or len(part) >= PART_ITEMS_MAX):
+            yield part
+            part = []
+        part.append(item)
+        if costly:
+            yield part
+            part = []
+    if part:
+        yield part
 
 
 async def _write(gateway: Gateway, link: Link, send: Send) -> None:

@@ -315,3 +315,16 @@ class LedgerConformance(SettleConformance):
         told = repr((ledger, operation, one(ledger, operation), ledger.page("ann", "c1")))
         assert "hidden" not in told
         assert "secret" not in told
+
+    def test_head_is_the_one_of_heads(self, ledger: led.Ledger) -> None:
+        start = ledger.commit
+        one(ledger, create("c2", "ben", "cat"))
+        made = ledger.commit
+        one(ledger, append(1))
+        one(ledger, receipt("ben", 1, conversation="c2"))
+        one(ledger, remove("cat", conversation="c2"))
+        for user in ("ann", "ben", "cat", "eve"):
+            for since in (0, start, made, ledger.commit - 1, ledger.commit):
+                heads = {head.conversation: head for head in ledger.heads(user, since)}
+                for conversation in ("c1", "c2", "c3"):
+                    assert ledger.head(user, conversation, since) == heads.get(conversation)

@@ -16,6 +16,7 @@ import pytest
 from whimbrel import protocol as p
 from whimbrel.model import message_id
 from whimbrel.server import ledger as led
+from whimbrel.server.settle import METADATA_DEPTH_MAX
 
 DEVICE = "a" * 26
 OTHER_DEVICE = "b" * 26
@@ -409,3 +410,17 @@ class SettleConformance:
             assert one(again, append(4)) == led.Ahead(expected=3)
         finally:
             again.close()
+
+    def test_metadata_nested_too_deep(self, ledger: led.Ledger) -> None:
+        def nested(depth: int) -> dict[str, Any]:
+            value: Any = 1
+            for level in range(depth - 1):
+                value = [value] if level % 2 else {"k": value}
+            return {"k": value}
+
+        for n, depth in enumerate((METADATA_DEPTH_MAX + 1, 980, 5_000), 1):
+            refused = one(ledger, append(n, metadata=nested(depth)))
+            assert (refused.code, refused.reason) == ("invalid", "rejected")
+        deep = nested(METADATA_DEPTH_MAX)
+        one(ledger, append(4, metadata=deep))
+        assert log(ledger)[-1].metadata == deep
