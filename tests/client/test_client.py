@@ -393,3 +393,14 @@ async def test_once_connected_the_store_knows_what_changed_meanwhile(server: Rea
         async with client_of(server, "bob") as bob:
             await bob.connected(LIMIT_S)
             assert {conversation.id for conversation in await bob.conversations()} == ids
+
+
+async def test_a_consumer_that_is_reading_when_the_client_closes_just_ends(server: RealServer) -> None:
+    await server.kill()
+    for pauses in range(12):
+        async with client_of(server, "ann") as ann:
+            waiting = asyncio.ensure_future(anext(ann.events(consumer="bot"), None))
+            for _ in range(pauses):  # the instant of closing is part of the test
+                await asyncio.sleep(0)
+            await ann.close()
+            assert await asyncio.wait_for(waiting, LIMIT_S) is None

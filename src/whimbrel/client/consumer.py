@@ -17,7 +17,7 @@ from collections import deque
 from types import TracebackType
 from typing import Protocol, Self
 
-from whimbrel.errors import WhimbrelError
+from whimbrel.errors import ClientClosed, WhimbrelError
 from whimbrel.model import Message
 
 PAGE = 100
@@ -124,6 +124,14 @@ class ConsumerStream:
         return self
 
     async def __anext__(self) -> ConsumedEvent:
+        try:
+            return await self._next()
+        except ClientClosed:
+            if self._ended and self._error is None:  # closed while it was reading: that is its end
+                raise StopAsyncIteration from None
+            raise
+
+    async def _next(self) -> ConsumedEvent:
         if self._prefix is None:
             position = await self._reads.consumer_position(self.name)
             self._prefix = Prefix(position)

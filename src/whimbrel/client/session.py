@@ -29,7 +29,7 @@ from whimbrel.client.websocket import WebSocketLink
 from whimbrel.core.contract import Connect, SendMessage, Settings, SetToken, Sources, TokenFailed
 from whimbrel.core.engine import Engine
 from whimbrel.core.rows import status_of
-from whimbrel.errors import ClientClosed, DeliveryPending, InvalidArgument, KeyReused
+from whimbrel.errors import ClientClosed, DeliveryPending, InvalidArgument, KeyReused, StoreError
 from whimbrel.model import (
     AuthChanged,
     ConnectionChanged,
@@ -154,9 +154,13 @@ class Session:
         return self.engine.connection(time.monotonic())
 
     async def read(self, function: Callable[[], T]) -> T:
-        """Run a blocking read on a reader thread."""
+        """Run a blocking read on a reader thread. Raises ``ClientClosed`` if it is closed meanwhile."""
         self.driver.check_running()
-        return await asyncio.get_running_loop().run_in_executor(self._readers, function)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, function)
+        except StoreError:
+            self.driver.check_running()  # closing closed the store under the read
+            raise
 
     async def drained(self, timeout_s: float | None, *, while_connected: bool) -> int:
         """Wait until nothing is queued. Raises ``DeliveryPending`` when that takes too long."""
