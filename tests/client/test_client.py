@@ -404,3 +404,15 @@ async def test_a_consumer_that_is_reading_when_the_client_closes_just_ends(serve
                 await asyncio.sleep(0)
             await ann.close()
             assert await asyncio.wait_for(waiting, LIMIT_S) is None
+
+
+async def test_flush_hears_of_the_last_void(server: RealServer) -> None:
+    async with client_of(server, "ann") as ann:
+        await ann.connected(LIMIT_S)
+        conversation = await ann.create_conversation("bob")
+        await server.kill()
+        message = await conversation.send("never mind")
+        await message.cancel()
+        await server.start()
+        async with asyncio.timeout(LIMIT_S):
+            assert await ann.flush() == 0

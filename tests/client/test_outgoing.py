@@ -119,3 +119,14 @@ def test_the_same_again_is_a_repeat(content: Any, metadata: dict[str, Any] | Non
 )
 def test_anything_else_is_no_repeat(changed: dict[str, Any]) -> None:
     assert not is_repeat(row_of(command(key="k")), command(key="k", **changed))
+
+
+@pytest.mark.parametrize("key", ["a\0b", "\0"])
+def test_a_key_with_a_nul_is_refused_before_it_is_queued(key: str) -> None:
+    with pytest.raises(InvalidArgument):
+        command("hello", key=key)
+
+
+def test_what_cannot_pass_the_wire_is_refused_before_it_is_queued() -> None:
+    with pytest.raises(TooLarge):
+        command("\x01" * 200_000)
