@@ -40,6 +40,10 @@ demo: venv ## Show it at work
 test: venv ## Run all tests
 	@$(BIN)/pytest -n $(JOBS)
 
+.PHONY: soak
+soak: venv ## Run the long tests with release figures, into build/soak.json (hours)
+	@$(BIN)/pytest -n $(JOBS) --soak
+
 .PHONY: check
 check: venv ## Check format, style, types and the direction of imports
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""What all tests share: how hypothesis explores, and that programs under test heed Ctrl-C.
+"""What all tests share: rounds and seeds, how hypothesis explores, and that programs heed Ctrl-C.
 
 By default its examples are the same in every run, so a red build can be repeated by anyone.
 `HYPOTHESIS_PROFILE=explore` draws fresh ones, and more of them.
@@ -8,6 +8,8 @@ import os
 import signal
 
 from hypothesis import settings
+
+pytest_plugins = ["tests.rounds"]
 
 # No deadline: on a busy machine a slow example says nothing about the code.
 settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
