@@ -27,6 +27,7 @@ __all__ = [
     "Event",
     "Explanation",
     "FailureReason",
+    "LostMessage",
     "Message",
     "MessageChanged",
     "MessageReceived",
@@ -38,6 +39,7 @@ __all__ = [
     "Role",
     "SendState",
     "SendStatus",
+    "StoreRebuilt",
     "TypingChanged",
     "message_id",
 ]
@@ -343,6 +345,32 @@ class AuthChanged(msgspec.Struct, frozen=True, kw_only=True):
     ok: bool
 
 
+class LostMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """An own message that was not delivered, as far as is known, and could not be read any more."""
+
+    id: str | None
+    """None: not even its id could be read."""
+    conversation: str
+    n: int = 0
+    """Its number in the queue it was in: the order in which they were sent."""
+
+
+class StoreRebuilt(msgspec.Struct, frozen=True, kw_only=True):
+    """This store was found damaged, set aside, and made anew; what the server has is fetched again."""
+
+    name: ClassVar[str] = "store.rebuilt"
+    reason: str = ""
+    kept_at: str | None = None
+    """Where the damaged file is now."""
+    salvaged: int = 0
+    """Own messages that wait to go out, as before."""
+    lost: tuple[LostMessage, ...] = ()
+    lost_unknown: bool = False
+    """There may be more that were lost, of which nothing is known."""
+    at: float = 0.0
+    """Wall clock."""
+
+
 Event: TypeAlias = (
     MessageReceived
     | MessageChanged
@@ -352,4 +380,5 @@ Event: TypeAlias = (
     | TypingChanged
     | ConnectionChanged
     | AuthChanged
+    | StoreRebuilt
 )

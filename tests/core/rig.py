@@ -37,7 +37,8 @@ class Rig:
     def restart(self) -> None:
         """Kill the process and start it again from its store."""
         self.engine = self._engine()
-        self.sent.clear()
+        for known in (self.sent, self.opened, self.closed):
+            known.clear()
 
     def act(self) -> None:
         """Carry out the actions, without committing anything."""
@@ -61,8 +62,8 @@ class Rig:
             changes = self.engine.take_changes()
             if changes is None:
                 return
-            self.store.apply(changes)
-            self.engine.committed(self.now)
+            displaced = self.store.apply(changes)
+            self.engine.committed(self.now, displaced)
         raise AssertionError("the engine does not come to rest")
 
     def run(self, until: float) -> None:

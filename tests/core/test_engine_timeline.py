@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from tests.core.rig import Rig, delivered, event, head, of_kind, sends
 from whimbrel import protocol as p
 from whimbrel.core import contract as c
@@ -16,12 +18,16 @@ def fetches(rig: Rig, link: int) -> list[p.Fetch]:
     return [item for item in rig.take(link) if isinstance(item, p.Fetch)]
 
 
-def page(*seqs: int, since: int, head: int, floor: int = 0, epoch: str = "e1") -> p.Page:
+def page(
+    *seqs: int, since: int, head: int, floor: int = 0, epoch: str = "e1", ids: tuple[str, ...] = ()
+) -> p.Page:
     return p.Page(
         conversation="c1",
         epoch=epoch,
         since=since,
-        events=tuple(event(seq, epoch=epoch) for seq in seqs),
+        events=tuple(
+            event(seq, epoch=epoch, id=id) for seq, id in zip(seqs, ids or ("",) * len(seqs), strict=True)
+        ),
         head=head,
         floor=floor,
     )
@@ -91,6 +97,12 @@ def test_the_floor_is_a_legitimate_hole() -> None:
     assert seen(rig) == [11, 12]
 
 
+def relink(rig: Rig, *heads: p.Head) -> int:
+    """Let the engine, which lost its link, find another; gives it, once welcomed."""
+    rig.opened = [link for link in rig.opened if link not in rig.closed]
+    return rig.connect(*heads)
+
+
 def test_a_new_epoch_forgets_the_history_and_keeps_what_is_unsent() -> None:
     rig = Rig()
     link = rig.connect(head())
@@ -98,9 +110,90 @@ def test_a_new_epoch_forgets_the_history_and_keeps_what_is_unsent() -> None:
     unsent = rig.send("mine")
     rig.take(link)
     rig.receive(link, p.Heads(heads=(head(1, epoch="e2"),)))
-    rig.receive(link, page(1, since=0, head=1, epoch="e2"))
+    assert link in rig.closed
+    new = relink(rig, head(1, epoch="e2"))
+    rig.receive(new, page(1, since=0, head=1, epoch="e2"))
     assert [m.seq for m in rig.store.messages("c1")] == [1, None]
     assert rig.state(unsent) == "sending"
+    assert seen(rig) == [1, 2, 1]  # told live again; a durable consumer is not: it came before
+    assert [m.seq for m in rig.store.arrivals(0)] == [1, None]
+
+
+def delivered_and_replaced(rig: Rig) -> tuple[int, list[str]]:
+    """Three own messages, entries 1 to 3, and one unsent; then the server's history is another."""
+    link = rig.connect(head())
+    ids = [rig.send(key) for key in ("one", "two", "three")]
+    for seq, send in enumerate(sends(rig.take(link)), 1):
+        rig.receive(link, delivered(send, seq, ids[seq - 1]))
+    rig.engine.submit(c.Disconnect(), rig.now)
+    ids.append(rig.send("four"))
+    rig.engine.submit(c.Connect(), rig.now)
+    return relink(rig, head(1, epoch="e2")), ids
+
+
+def test_own_messages_that_the_new_history_lacks_are_offered_again_in_their_order() -> None:
+    rig = Rig()
+    link, ids = delivered_and_replaced(rig)
+    # The hello waited for the disk, the first link was given up for it, and nothing leaves before the page.
+    new = link if rig.engine.link.active == link else relink(rig, head(1, epoch="e2"))
+    assert [rig.state(id) for id in ids] == ["pending"] * 4
+    rig.settle()
+    assert not sends(rig.take(new))
+    explained = rig.engine.explain(ids[0], rig.now)
+    assert explained is not None
+    assert "history" in explained.blocked_by
+    rig.receive(new, page(1, since=0, head=1, epoch="e2", ids=(ids[0],)))
+    offered = sends(rig.take(new))
+    assert [(send.key, send.stream, send.n) for send in offered] == [
+        ("two", 2, 1),
+        ("three", 2, 2),
+        ("four", 2, 3),
+    ]
+    assert rig.state(ids[0]) == "delivered"
+    for seq, send in enumerate(offered, 2):
+        rig.receive(new, delivered(send, seq, ids[seq - 1], epoch="e2"))
+    assert [m.id for m in rig.store.messages("c1")] == ids
+    assert [m.seq for m in rig.store.messages("c1")] == [1, 2, 3, 4]
+    assert rig.engine.pending == 0
+    assert len({m.position for m in rig.store.arrivals(0)}) == 4
+
+
+def test_a_restart_in_the_middle_of_it_changes_nothing() -> None:
+    rig = Rig()
+    _, ids = delivered_and_replaced(rig)
+    rig.restart()
+    new = rig.connect(head(1, epoch="e2"))
+    assert not sends(rig.take(new))
+    rig.receive(new, page(1, since=0, head=1, epoch="e2", ids=(ids[0],)))
+    assert [send.key for send in sends(rig.take(new))] == ["two", "three", "four"]
+    rig.restart()
+    new = rig.connect(head(1, epoch="e2"))
+    rig.settle()
+    assert [(entry.row.stream, entry.row.n) for entry in rig.engine.outbox.by_id.values()] == [
+        (2, 1),
+        (2, 2),
+        (2, 3),
+    ]
+
+
+def test_no_link_is_greeted_while_a_reset_is_being_written() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    id = rig.send("mine")
+    (send,) = sends(rig.take(link))
+    rig.receive(link, delivered(send, 1, id))
+    rig.engine.receive(link, p.Heads(heads=(head(0, epoch="e2"),)), rig.now)
+    changes = rig.engine.take_changes()
+    assert changes is not None
+    assert changes.resets == ["c1"]
+    rig.act()
+    new = next(number for number in rig.opened if number not in rig.closed)
+    rig.engine.opened(new, rig.now)
+    rig.act()
+    assert not rig.take(new)
+    rig.engine.committed(rig.now, rig.store.apply(changes))
+    rig.act()
+    assert [type(item) for item in rig.take(new)] == [p.Hello]
 
 
 def test_the_local_echo_and_the_confirmed_message_are_one() -> None:
@@ -172,6 +265,23 @@ def test_an_own_message_is_read_when_all_others_have_read_it() -> None:
     rig.receive(link, p.ReceiptItem(conversation="c1", user="ben", received=1, read=1))
     assert rig.state(id) == "read"
     rig.receive(link, p.ReceiptItem(conversation="c1", user="ben", received=0, read=0))
+    assert rig.state(id) == "read"
+
+
+def test_what_all_others_have_read_stays_read_when_one_leaves_and_another_comes() -> None:
+    def of(*members: str) -> p.Head:
+        return p.Head(conversation="c1", epoch="e1", seq=0, members=("anna", *members))
+
+    rig = Rig()
+    link = rig.connect(of("ben", "cy"))
+    id = rig.send("mine")
+    (send,) = sends(rig.take(link))
+    rig.receive(link, delivered(send, 1, id))
+    rig.receive(link, p.ReceiptItem(conversation="c1", user="ben", received=1, read=1))
+    assert rig.state(id) == "delivered"
+    rig.receive(link, p.Heads(heads=(of("ben"),)))
+    assert rig.state(id) == "read"
+    rig.receive(link, p.Heads(heads=(of("ben", "dan"),)))
     assert rig.state(id) == "read"
 
 
@@ -293,13 +403,10 @@ def test_a_new_epoch_before_the_old_place_was_written_waits_for_the_next_link() 
     rig.engine.receive(link, delivered(send, 2, id), rig.now)
     rig.receive(link, p.Heads(heads=(head(3, epoch="e2"),)))
     assert link in rig.closed
-    rig.opened = [link for link in rig.opened if link not in rig.closed]
-    new = rig.opened.pop()
-    rig.engine.opened(new, rig.now)
-    rig.settle()
-    rig.receive(new, rig.welcome(head(3, epoch="e2")))
+    new = relink(rig, head(3, epoch="e2"))
+    new = relink(rig, head(3, epoch="e2"))
     rig.receive(new, page(1, 2, 3, since=0, head=3, epoch="e2"))
-    assert [m.id for m in rig.store.messages("c1")] == ["m1", "m2", "m3"]
+    assert [m.id for m in rig.store.messages("c1")] == ["m1", "m2", "m3", id]
     rig.restart()
     assert rig.engine.timeline.logs["c1"].row.position == 3
 
@@ -326,3 +433,24 @@ def test_members_follow_the_order_of_the_log_and_not_of_arrival() -> None:
         p.Page(conversation="c1", epoch="e1", since=0, events=(event(1), member(2, "zoe", "joined")), head=3),
     )
     assert rig.store.conversations()[0].members == ("anna", "ben")
+
+
+def test_what_is_known_of_the_logs_is_compared_with_a_ping_at_most_every_thirty_seconds() -> None:
+    rig = Rig()
+    link = rig.connect(head(2), head(3, conversation="c2"))
+    rig.take(link)
+    asked: list[tuple[float, p.Compare]] = []
+    pings = 0
+    for _ in range(1_000):
+        rig.run(rig.now + 0.25)
+        for item in rig.take(link):
+            if isinstance(item, p.Ping):
+                pings += 1
+                rig.receive(link, p.Pong(id=item.id))
+            elif isinstance(item, p.Compare):
+                asked.append((rig.now, item))
+    assert pings > len(asked) > 3
+    assert {item.version for _, item in asked} == {5}
+    assert all(then - before >= 30.0 for (before, _), (then, _) in pairwise(asked))
+    rig.receive(link, p.Heads(heads=(head(4),)))
+    assert rig.engine.timeline.version == 7

@@ -41,3 +41,16 @@ def test_a_message_refused_for_its_token_asks_for_a_new_one_and_uses_no_attempt(
 def test_a_reason_of_a_newer_version_reads_as_unknown() -> None:
     attempt = msgspec.json.decode(b'{"at":1.0,"reason":"from_the_future"}', type=Attempt)
     assert attempt.reason is FailureReason.UNKNOWN
+
+
+def test_after_sleep_a_link_is_asked_whether_it_lives_and_a_stopped_client_stays_stopped() -> None:
+    rig = Rig()
+    link = rig.connect()
+    rig.engine.submit(c.WokeUp(), rig.now)
+    rig.settle()
+    assert [type(item) for item in rig.take(link)] == [p.Ping]
+    assert rig.engine.link.active == link
+    rig.engine.submit(c.Disconnect(), rig.now)
+    rig.engine.submit(c.WokeUp(), rig.now)
+    rig.settle()
+    assert rig.engine.connection(rig.now).state == "stopped"

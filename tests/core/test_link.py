@@ -68,9 +68,10 @@ class Rig:
         return link
 
     def pong(self) -> None:
-        self.link.pong(self.pings[-1][1], self.now)
+        # In this order: bytes come first, what they say is read then.
         assert self.link.active is not None
         self.link.alive(self.link.active, self.now)
+        self.link.pong(self.pings[-1][1], self.now)
 
 
 REFUSED = Fault(kind="refused", text="connection refused")
@@ -127,6 +128,37 @@ def test_an_explicit_answer_is_obeyed_at_once() -> None:
     assert rig.opens[-1][0] >= began + 7.0
 
 
+def test_an_explicit_answer_holds_when_the_suspect_link_is_given_up() -> None:
+    rig = Rig()
+    rig.connect()
+    rig.link.sent(rig.now)
+    while rig.state is LinkState.CONNECTED:
+        rig.run(0.1)
+    states = [rig.state]
+    rig.link.closed(rig.opens[-1][1], Fault(kind="http", status=503, retry_after_s=60.0), rig.now)
+    rig.drain()
+    before, told = len(rig.opens), rig.now
+    rig.run(59.0)
+    states.append(rig.state)
+    assert states == [LinkState.SUSPECT, LinkState.RECONNECTING]
+    assert len(rig.opens) == before
+    rig.run(2.0)
+    assert rig.opens[before][0] >= told + 60.0
+
+
+def test_an_explicit_answer_holds_over_a_failure_of_the_store_and_not_against_the_app() -> None:
+    for again in (True, False):
+        rig = Rig()
+        link = rig.connect()
+        rig.link.closed(link, Fault(kind="http", status=503, retry_after_s=60.0), rig.now)
+        rig.drain()
+        before = len(rig.opens)
+        rig.link.stop()
+        rig.link.start(rig.now, signed_in=True, again=again)
+        rig.drain()
+        assert (len(rig.opens) == before) is again
+
+
 def test_goaway_is_obeyed() -> None:
     rig = Rig()
     link = rig.connect()
@@ -144,11 +176,35 @@ def test_goaway_is_obeyed() -> None:
 def test_idle_links_are_pinged_every_ten_seconds() -> None:
     rig = Rig()
     rig.connect()
-    for _ in range(10):
+    for _ in range(5):
         rig.run(10)
         rig.pong()
-    assert len(rig.pings) == 10
+    assert len(rig.pings) == 5
     assert rig.state == LinkState.CONNECTED
+
+
+def test_after_a_quiet_minute_pings_are_rarer_until_something_happens() -> None:
+    rig = Rig(Settings(ping_idle_after_s=55.0, ping_idle_s=15.0))
+    link = rig.connect()
+    began = rig.now
+
+    def quiet(seconds: float) -> list[float]:
+        """When it pings meanwhile; every ping is answered."""
+        first = answered = len(rig.pings)
+        until = rig.now + seconds
+        while rig.now < until:
+            rig.run(1)
+            if len(rig.pings) > answered:
+                rig.pong()
+                answered += 1
+        return [round(at - began) for at, _ in rig.pings[first:]]
+
+    assert quiet(130) == [10, 20, 30, 40, 50, 60, 75, 90, 105, 120]
+    rig.link.alive(link, rig.now)  # somebody wrote
+    assert quiet(35) == [131, 141, 151, 161]
+    rig.link.sent(rig.now)  # so did we
+    rig.link.alive(link, rig.now)
+    assert quiet(20) == [176, 176, 186]
 
 
 def test_silence_tries_a_second_link_beside_the_first() -> None:
@@ -341,13 +397,13 @@ def test_suspicion_ends() -> None:
 
 
 def test_the_deadline_shrinks_again_when_answers_come_in_time() -> None:
-    rig = Rig()
+    rig = Rig(Settings(ping_idle_s=10.0))
     rig.connect()
-    rig.link._deadline_factor = 12.0
+    rig.link.heartbeat.factor = 12.0
     for _ in range(12):
         rig.run(10)
         rig.pong()
-    assert rig.link._deadline_factor == 1.0
+    assert rig.link.heartbeat.factor == 1.0
 
 
 def test_the_limit_of_attempts_holds_where_nothing_answers() -> None:

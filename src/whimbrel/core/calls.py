@@ -21,38 +21,47 @@ class Calls:
 
     def __init__(self, waiting_max: int) -> None:
         self._max = waiting_max
-        self._waiting: dict[str, _Waiting] = {}
+        self.waiting: dict[str, _Waiting] = {}
+        """By id, in the order they were asked."""
         self._answers: list[CallAnswered] = []
 
     def add(self, command: CallServer, now: float) -> None:
         """Take a call in. Raises ``QueueFull``."""
-        if len(self._waiting) >= self._max:
+        if len(self.waiting) >= self._max:
             raise QueueFull("too many calls wait for an answer")
-        self._waiting[command.call.id] = _Waiting(command.call, now + command.timeout_s)
+        self.waiting[command.call.id] = _Waiting(command.call, now + command.timeout_s)
 
     def answered(self, answer: p.Answer) -> None:
         """The server answered; an answer nobody waits for is dropped."""
-        if self._waiting.pop(answer.id, None) is not None:
+        if self.waiting.pop(answer.id, None) is not None:
             self._answers.append(CallAnswered(id=answer.id, answer=answer))
 
     def handle_timer(self, now: float) -> None:
         """Give up on those out of time."""
-        for id in [id for id, waiting in self._waiting.items() if now >= waiting.until]:
-            del self._waiting[id]
+        if not self.waiting:
+            return
+        for id in [id for id, waiting in self.waiting.items() if now >= waiting.until]:
+            del self.waiting[id]
             self._answers.append(CallAnswered(id=id, answer=None))
 
     def next_deadline(self) -> float | None:
         """When the first is out of time."""
-        return min((waiting.until for waiting in self._waiting.values()), default=None)
+        if not self.waiting:
+            return None
+        return min((waiting.until for waiting in self.waiting.values()), default=None)
 
     def due(self, link: int) -> list[p.Call]:
         """Those not asked on this link yet."""
-        due = [waiting for waiting in self._waiting.values() if waiting.sent_on != link]
+        if not self.waiting:
+            return []
+        due = [waiting for waiting in self.waiting.values() if waiting.sent_on != link]
         for waiting in due:
             waiting.sent_on = link
         return [waiting.call for waiting in due]
 
     def answers(self) -> list[CallAnswered]:
         """What came of the calls; drained."""
+        if not self._answers:
+            return []
         answers, self._answers = self._answers, []
         return answers

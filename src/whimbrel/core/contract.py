@@ -47,11 +47,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     fetches_max: int = 8
     page: int = 100
     receipt_interval_s: float = 1.0
+    compare_every_s: float = 30.0
+    """With the next ping after so long, client and server compare how far they know the logs."""
     # calls
     call_timeout_s: float = 10.0
     calls_max: int = 100
     # link
     ping_every_s: float = 10.0
+    ping_idle_after_s: float = 60.0
+    """A link on which nothing but pings passed this long is pinged every ``ping_idle_s``: it saves power."""
+    ping_idle_s: float = 20.0
     measure_every_s: float = 2.0
     """While data flows, a ping goes with it this often, so that the measured round trip is of now."""
     dead_after_s: float = 2.5
@@ -180,7 +185,12 @@ class Changes(msgspec.Struct, kw_only=True):
     """What one transaction writes, all or nothing, in this order: resets, rows, updates, the rest."""
 
     resets: list[str] = []
-    """Conversations whose history was replaced: forget entries with a ``seq``, keep what is unsent."""
+    """Conversations whose history was replaced: entries lose their ``seq``, what is unsent stays.
+
+    What others sent and the app has keeps its ``arrival``, so that it is not told twice if it comes
+    again. Own messages that were in the log, and those that wait, are *displaced*: they wait, in
+    the order in which they were sent, as numbers of stream 0, until the new history is known and
+    shows whether it has them."""
     messages: dict[str, MessageRow] = {}
     """By id. Insert; a row that exists (own echo, buffered) gets ``seq``, ``arrival``, ``delivered_at``,
     ``state`` and ``void`` of this one and keeps its content. An own row that comes as an entry of the
@@ -192,10 +202,18 @@ class Changes(msgspec.Struct, kw_only=True):
     """Conversation → (seq, wall time): own messages up to ``seq`` without ``read_at`` were read now."""
     meta: dict[str, str] = {}
     """``user``, ``sync``, ``history``."""
+    handoffs: list[int] = []
+    """Numbers of the handed over commands (``TakeHandoff``) that this carries out: deleted with it."""
 
     def __bool__(self) -> bool:
         return bool(
-            self.resets or self.messages or self.updates or self.conversations or self.reads or self.meta
+            self.resets
+            or self.messages
+            or self.updates
+            or self.conversations
+            or self.reads
+            or self.meta
+            or self.handoffs
         )
 
 
@@ -206,7 +224,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     conversations: list[ConversationRow] = []
     outbox: list[MessageRow] = []
     """Own messages not settled, by (conversation, stream, n): those with ``void`` set, and those whose
-    state is not delivered, cancelled or failed for good (a refused one that blocks is not settled)."""
+    state is not delivered, cancelled or failed for good (a refused one that blocks is not settled).
+    Displaced ones (stream 0, see ``Changes.resets``) come first."""
     buffered: list[MessageRow] = []
     """Entries received beyond a gap (``seq`` > ``position``), whosever, by (conversation, seq)."""
     arrival: int = 0
@@ -283,8 +302,30 @@ class TokenFailed(msgspec.Struct, frozen=True, kw_only=True):
     text: str = ""
 
 
+HandedOver: TypeAlias = SendMessage | RetryMessage | CancelMessage | MarkRead
+"""What another process on the same store may have this one do."""
+
+
+class TakeHandoff(msgspec.Struct, frozen=True, kw_only=True):
+    """Do what another process wrote into the store; the Changes that carry it delete it there.
+
+    A message is durable and promised already: it is taken whatever the limits are, and where its
+    conversation was left meanwhile, the server's refusal is what becomes of it.
+    """
+
+    number: int
+    command: HandedOver | None
+    """None: nothing is left to do, it is only to be deleted."""
+    at: float
+    """When it was handed over, on the wall clock."""
+
+
 class Connect(msgspec.Struct, frozen=True, kw_only=True):
     """Begin connecting, or probe at once if it already tries (network change, foreground)."""
+
+
+class WokeUp(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine was suspended: ask the link whether it lives, or probe at once; nothing if stopped."""
 
 
 class Disconnect(msgspec.Struct, frozen=True, kw_only=True):
@@ -296,11 +337,13 @@ Command: TypeAlias = (
     | RetryMessage
     | CancelMessage
     | MarkRead
+    | TakeHandoff
     | SetTyping
     | CallServer
     | SetToken
     | TokenFailed
     | Connect
+    | WokeUp
     | Disconnect
 )
 

@@ -10,7 +10,8 @@ the links are opened anew, and the server's answers are asked for again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -18,21 +19,19 @@ from whimbrel import model
 from whimbrel import protocol as p
 from whimbrel.core import contract as c
 from whimbrel.core.calls import Calls
+from whimbrel.core.departures import Departures
 from whimbrel.core.explain import connection_of, explain
 from whimbrel.core.items import Items
 from whimbrel.core.life import Entry, update_of
 from whimbrel.core.link import LinkMachine
 from whimbrel.core.linkstate import LinkState
 from whimbrel.core.outbox import Outbox
-from whimbrel.core.rows import message_of, status_of
+from whimbrel.core.rows import message_of, queued_row, status_of
 from whimbrel.core.staging import Staging
 from whimbrel.core.timeline import HistoryChangedTooSoon, Timeline
 from whimbrel.core.tokens import Tokens
 from whimbrel.errors import InvalidArgument, NotFound, QueueFull, StoreUnavailable
 from whimbrel.model import SendState
-
-_ITEM_BYTES = 100
-_WRITABLE_BYTES = 64 * 1024
 
 
 class Engine:
@@ -50,18 +49,20 @@ class Engine:
         """``stale``, ``commit_failed``: what happened beside the machines' own transitions."""
         self._staging = Staging()
         self._calls = Calls(settings.calls_max)
-        self._typing: dict[str, bool] = {}
-        self._greet: list[int] = []
-        self._auth_due = False
-        self._greeted_with: str | None = None
-        self._writable: dict[int, int] = {}
+        self._departures = Departures(
+            self.link, self.tokens, self._calls, compare_every_s=settings.compare_every_s
+        )
         self._reloading = False
+        self._resetting = False
+        """A reset is being written: no link is greeted before it is known what it displaced."""
         self._restart = False
         self._shown: tuple[model.ConnectionState, int, model.Quality] | None = None
+        self._shown_for: tuple[object, ...] = ()
         self._load(snapshot, now)
 
     def _load(self, snapshot: c.Snapshot, now: float) -> None:
         self._meta = dict(snapshot.meta)
+        self._resetting = False
         self.items = Items(self._meta, self.link, self._calls, self._staging)
         self.outbox = self.items.outbox = Outbox(self._settings, self._sources, self._on_update)
         counters = {row.id: (row.stream, row.last_n) for row in snapshot.conversations}
@@ -74,6 +75,8 @@ class Engine:
             wall=self._sources.wall,
         )
         self.timeline.load(snapshot, user=self._meta.get("user", ""))
+        departures = self._departures
+        departures.outbox, departures.timeline, departures.meta = self.outbox, self.timeline, self._meta
 
     # --- commands ----------------------------------------------------------------------------
 
@@ -87,6 +90,8 @@ class Engine:
         match command:
             case c.SendMessage():
                 return self._send(command)
+            case c.TakeHandoff():
+                self._take_handoff(command, now)
             case c.RetryMessage(id=id):
                 self._retry(id, now)
             case c.CancelMessage(id=id):
@@ -98,15 +103,17 @@ class Engine:
                 if log is not None and min(seq, log.row.position) > log.row.read:
                     self.timeline.change(log, read=min(seq, log.row.position))
             case c.SetTyping(conversation=conversation, on=on):
-                if self.link.active is not None and len(self._typing) < self._settings.calls_max:
-                    self._typing[conversation] = on
+                if self.link.active is not None and len(self._departures.typing) < self._settings.calls_max:
+                    self._departures.typing[conversation] = on
             case c.CallServer():
                 self._calls.add(command, now)
             case _:
                 self._control(command, now)
         return None
 
-    def _control(self, command: c.SetToken | c.TokenFailed | c.Connect | c.Disconnect, now: float) -> None:
+    def _control(
+        self, command: c.SetToken | c.TokenFailed | c.Connect | c.WokeUp | c.Disconnect, now: float
+    ) -> None:
         match command:
             case c.SetToken(token=token, expires_in_s=expires_in_s):
                 self.tokens.renewed(token, expires_in_s, now)
@@ -114,14 +121,16 @@ class Engine:
                     self._sign_out(now)
                 else:
                     self.link.signed_in(now)
-                    self._auth_due = self.link.active is not None
+                    self._departures.auth_due = self.link.active is not None
                     self._staging.tell(model.AuthChanged(ok=True))
             case c.TokenFailed(permanent=permanent):
                 self.tokens.failed(permanent, now)
                 if permanent:
                     self._sign_out(now)
                     self._staging.tell(model.AuthChanged(ok=False))
-            case c.Connect():
+            case c.WokeUp() if self.link.state is LinkState.STOPPED:
+                pass
+            case c.Connect() | c.WokeUp():
                 self.tokens.hurry()
                 self.link.start(now, signed_in=self.tokens.token is not None)
             case c.Disconnect():
@@ -146,28 +155,25 @@ class Engine:
         known = self.timeline.logs.get(command.conversation)
         if known is not None and known.row.left:
             raise NotFound("you are no longer a member of this conversation")
+        return self._queue(id, command, self._sources.wall())
+
+    def _queue(self, id: str, command: c.SendMessage, at: float) -> str:
+        row = queued_row(command, id, sender=self._meta.get("user", ""), at=at)
         log = self.timeline.log(command.conversation)
-        wall = self._sources.wall()
-        row = c.MessageRow(
-            id=id,
-            conversation=command.conversation,
-            sender=self._meta.get("user", ""),
-            role=command.role,
-            format=command.format,
-            body=command.body,
-            metadata=None if command.metadata is None else msgspec.json.encode(command.metadata).decode(),
-            reply_to=command.reply_to,
-            sent_at=wall,
-            own=True,
-            key=command.key,
-            on_reject=command.on_reject,
-            expires_at=None if command.expires_in_s is None else wall + command.expires_in_s,
-        )
         self.outbox.queue(command.conversation, log.row.stream, log.row.last_n)
         self._staging.entry(self.outbox.add(row))
         self._staging.changes.messages[id] = msgspec.structs.replace(row)
         self.timeline.change(log, last_n=row.n)
         return id
+
+    def _take_handoff(self, handoff: c.TakeHandoff, now: float) -> None:
+        self._staging.changes.handoffs.append(handoff.number)
+        if isinstance(handoff.command, c.SendMessage):
+            id = model.message_id(self.device, handoff.command.key)
+            if id not in self.outbox.by_id:
+                self._queue(id, handoff.command, handoff.at)
+        elif handoff.command is not None:
+            self.submit(handoff.command, now)
 
     def _retry(self, id: str | None, now: float) -> None:
         if id is None:
@@ -181,18 +187,16 @@ class Engine:
 
     def opened(self, link: int, now: float) -> None:
         """A connection that ``OpenLink`` asked for stands."""
-        self._writable.setdefault(link, _WRITABLE_BYTES)
+        self._departures.opened(link)
         active = self.link.active
         if self.link.opened(link, now):
-            self._greet.append(link)
+            self._departures.greet.append(link)
         if active is not None and self.link.active is None:
             self._link_lost()
 
     def closed(self, link: int, fault: c.Fault, now: float) -> None:
         """A connection closed, or could not be opened."""
-        self._writable.pop(link, None)
-        if link in self._greet:
-            self._greet.remove(link)
+        self._departures.closed(link)
         active = link == self.link.active
         if fault.status == 401 and self.link.knows(link):
             self._token_refused(now)
@@ -206,7 +210,7 @@ class Engine:
 
     def writable(self, link: int, size_bytes: int) -> None:
         """How many more bytes this link may be given now."""
-        self._writable[link] = size_bytes
+        self._departures.writable(link, size_bytes)
 
     def receive(self, link: int, item: p.ServerItem | p.Unknown, now: float) -> None:
         """Take in one item of the server. Of a link that is not active, only what opens or closes it."""
@@ -217,9 +221,10 @@ class Engine:
                     self._control(c.TokenFailed(permanent=True), now)
             case p.Welcome():
                 if not self._reloading and self.link.welcomed(link, now, item.reconnect_spread_s):
+                    self._departures.compare_at = now + self._settings.compare_every_s
                     # A token that came after the hello is not the one the server looked at.
-                    self._auth_due = self.tokens.token != self._greeted_with
-                    self._take_in(lambda: self.items.welcome(item, now), now)
+                    self._departures.auth_due = self.tokens.token != self._departures.greeted_with
+                    self._take_in(self.items.welcome, item, now)
             case p.Error(code="unauthorized"):
                 if self.link.knows(link):
                     self._token_refused(now)
@@ -231,23 +236,41 @@ class Engine:
                 if link != self.link.active:
                     self.counts["stale"] += 1
                     return
-                self._take_in(lambda: self.items.receive(item, now), now)
+                self._take_in(self.items.receive, item, now)
 
-    def _take_in(self, handle: Callable[[], None], now: float) -> None:
+    def _take_in(
+        self, handle: Callable[[Any, float], None], item: p.ServerItem | p.Unknown, now: float
+    ) -> None:
         try:
-            handle()
+            handle(item, now)
         except HistoryChangedTooSoon:
-            self.link.lose(now, "the history was replaced")
-            self._link_lost()
+            self._history_replaced(now)
+        if self.timeline.replaced:
+            self.timeline.replaced = False
+            self._resetting = True
+            self._history_replaced(now)
+        if self.outbox.displaced and self.items.synced:
+            self._offer_again()
         self._stage_counters()
         if self.outbox.token_refused:
             self.outbox.token_refused = False
             self._token_refused(now)
 
+    def _history_replaced(self, now: float) -> None:
+        self.link.lose(now, "the history was replaced")
+        self._link_lost()
+
+    def _offer_again(self) -> None:
+        for queue in list(self.outbox.displaced.values()):
+            row = self.timeline.log(queue.conversation).row
+            if row.position >= row.head:
+                self.outbox.offer_again(queue)
+
     def _link_lost(self) -> None:
+        self.items.synced = False
         self.outbox.link_down()
         self.timeline.link_down()
-        self._typing.clear()
+        self._departures.typing.clear()
 
     def _sign_out(self, now: float) -> None:
         self.link.signed_out(now)
@@ -275,15 +298,16 @@ class Engine:
                 model.PermanentFailure(id=row.id, conversation=row.conversation, reason=row.reason, text=text)
             )
 
-    def _on_applied(self, row: c.MessageRow) -> None:
-        """The timeline put an entry in its place."""
+    def _on_applied(self, row: c.MessageRow, told: bool) -> None:
+        """The timeline put an entry in its place; ``told``: the app knows it from a history before this."""
         updates = self._staging.changes.updates
         update = updates.get(row.id)
         if update is not None:  # it is written after the row, and must know the place too
             updates[row.id] = msgspec.structs.replace(update, seq=row.seq, arrival=row.arrival)
         if row.kind == "member":
             self.items.applied_member(row)
-        self._staging.event(model.MessageReceived(message=message_of(row, user=self.user)))
+        if not told:
+            self._staging.event(model.MessageReceived(message=message_of(row, user=self.user)))
 
     def _stage_counters(self) -> None:
         if not self.outbox.renumbered:
@@ -302,9 +326,20 @@ class Engine:
             self.timeline.gather()
         return self._staging.take()
 
-    def committed(self, now: float) -> None:
-        """The Changes taken last are on disk."""
+    def committed(self, now: float, displaced: Sequence[c.MessageRow] = ()) -> None:
+        """The Changes taken last are on disk; ``displaced`` is what ``Store.apply`` gave."""
         entries, changes = self._staging.committed()
+        if changes.resets:
+            self._resetting = False
+            for row in displaced:
+                if self.outbox.displace(row):
+                    status = model.SendStatus(state=SendState.PENDING)
+                    told = model.MessageChanged(id=row.id, conversation=row.conversation, status=status)
+                    self._staging.tell(told)
+                update = self._staging.changes.updates.get(row.id)
+                if update is not None:
+                    update = msgspec.structs.replace(update, stream=row.stream, n=row.n)
+                    self._staging.changes.updates[row.id] = update
         for entry in entries:
             self.outbox.made_durable(entry)
         self.timeline.made_durable(changes.conversations.values())
@@ -324,7 +359,7 @@ class Engine:
         self._load(snapshot, now)
         self._reloading = False
         if self._restart:
-            self.link.start(now, signed_in=self.tokens.token is not None)
+            self.link.start(now, signed_in=self.tokens.token is not None, again=True)
 
     # --- time --------------------------------------------------------------------------------
 
@@ -342,65 +377,31 @@ class Engine:
 
     def next_deadline(self, now: float) -> float | None:
         """When ``handle_timer``, then ``actions``, must be called at the latest."""
-        deadlines = [self._calls.next_deadline(), self.link.next_deadline()]
-        if not self._reloading:
-            deadlines.append(self.outbox.next_deadline(now))
-            deadlines.append(self.timeline.next_deadline(now, self.link.active))
-        if self.link.state is not LinkState.STOPPED:
-            deadlines.append(self.tokens.next_deadline(now))
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        due = self.link.next_deadline()
+        for other in (
+            self._calls.next_deadline(),
+            None if self._reloading else self.outbox.next_deadline(now),
+            None if self._reloading else self.timeline.next_deadline(now, self.link.active),
+            None if self.link.state is LinkState.STOPPED else self.tokens.next_deadline(now),
+        ):
+            if other is not None and (due is None or other < due):
+                due = other
+        return due
 
     # --- what to do --------------------------------------------------------------------------
 
     def actions(self, now: float) -> list[c.Action]:
         """What the driver must do now, derived from committed state; each is given once."""
-        out: list[c.Action] = []
-        if self.link.state is not LinkState.STOPPED and self.tokens.due(now):
-            self.tokens.refreshing = True
-            out.append(c.RefreshToken())
-        for link, reason in self.link.take_closes():
-            self._writable.pop(link, None)
-            out.append(c.CloseLink(link=link, reason=reason))
-        out.extend(c.OpenLink(link=link) for link in self.link.take_opens())
-        for link in self._greet:
-            if self.tokens.token is not None and self.link.knows(link):
-                self._greeted_with = self.tokens.token
-                hello = p.Hello(token=self.tokens.token, sync=self._meta.get("sync"))
-                out.append(c.SendItems(link=link, items=(hello,)))
-        self._greet.clear()
-        if self.link.active is not None:
-            items = self._items(self.link.active, now)
-            if items:
-                out.append(c.SendItems(link=self.link.active, items=tuple(items)))
+        out = self._departures.take(now, resetting=self._resetting, reloading=self._reloading)
         self._show(now)
         return out
 
-    def _items(self, link: int, now: float) -> list[p.ClientItem]:
-        items: list[p.ClientItem] = [p.Ping(id=id) for id in self.link.take_pings()]
-        if self._auth_due and self.tokens.token is not None:
-            items.append(p.Auth(token=self.tokens.token))
-            self._auth_due = False
-        if self._reloading:
-            return items
-        items.extend(p.Typing(conversation=name, on=on) for name, on in self._typing.items())
-        self._typing.clear()
-        items.extend(self.timeline.receipts(link, now))
-        unanswered = len(items)
-        items.extend(self._calls.due(link))
-        items.extend(self.timeline.fetches(link, now))
-        items.extend(self.outbox.take_asks())
-        budget = self._writable.get(link, _WRITABLE_BYTES) - len(items) * _ITEM_BYTES
-        for send in self.outbox.take(budget, now):
-            budget -= _ITEM_BYTES * 2 + (len(send.body) if isinstance(send, p.Send) else 0)
-            items.append(send)
-        self._writable[link] = max(0, budget)
-        if len(items) > unanswered:
-            self.link.sent(now)
-            items[:0] = [p.Ping(id=id) for id in self.link.take_pings()]
-        return items
-
     def _show(self, now: float) -> None:
         link = self.link
+        shown_for = (link.state, link.active, link.attempt, link.rtt.srtt)
+        if shown_for == self._shown_for:
+            return
+        self._shown_for = shown_for
         shows = (link.public_state, link.attempt, link.quality)
         if shows != self._shown:
             self._shown = shows

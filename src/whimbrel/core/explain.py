@@ -75,6 +75,8 @@ def _queued(outbox: Outbox, entry: Entry, now: float) -> _Why | None:
     """What holds it back in its own queue."""
     row = entry.row
     queue = outbox.queues[row.conversation]
+    if queue.displaced:
+        return "the server's history was replaced: it is being read", "what it lacks goes out again", None
     head = queue.head()
     if (
         head is not None

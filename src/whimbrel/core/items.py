@@ -32,6 +32,8 @@ class Items:
         self.outbox: Outbox
         self.timeline: Timeline
         self.counts: Counter[str] = Counter()
+        self.synced = False
+        """On this link the server has told of all that changed."""
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             p.Event: self._event,
             p.Delivered: self._delivered,
@@ -69,6 +71,7 @@ class Items:
             for log in list(self.timeline.logs.values()):
                 if log.row.id not in known and log.row.epoch and not log.row.left:
                     self.timeline.change(log, left=True, head=log.row.position)
+        self.synced = bool(welcome.sync)
         if welcome.sync:  # else the last part of the heads brings it
             self._remember("sync", welcome.sync)
         self.outbox.link_up(now, welcome.credits)
@@ -140,6 +143,7 @@ class Items:
         for head in item.heads:
             self._head(head)
         if item.sync is not None:
+            self.synced = True
             self._remember("sync", item.sync)
 
     def _pong(self, item: p.Pong, now: float) -> None:

@@ -51,7 +51,6 @@ TRANSITIONS: dict[SendState, dict[str, SendState]] = {
         "transmit": S.SENDING,
         "deliver": S.DELIVERED,
         "resume": S.PENDING,
-        "cancel": S.CANCELLED,
         "void": S.CANCELLED,
         "reject": S.FAILED,
         "expire": S.FAILED,
@@ -59,7 +58,6 @@ TRANSITIONS: dict[SendState, dict[str, SendState]] = {
     S.FAILED: {
         "resume": S.PENDING,
         "deliver": S.DELIVERED,
-        "cancel": S.CANCELLED,
         "void": S.CANCELLED,
         "reject": S.FAILED,
         "expire": S.FAILED,
@@ -120,6 +118,7 @@ class Queue:
         "asked_at",
         "conversation",
         "cursor",
+        "displaced",
         "doubted",
         "entries",
         "hold_reason",
@@ -134,6 +133,8 @@ class Queue:
         self.stream = stream
         self.last_n = last_n
         self.entries: dict[int, Entry] = {}
+        self.displaced: dict[str, Entry] = {}
+        """By id: were in a log that was replaced, and wait until it is known whether the new one has them."""
         self.cursor = last_n + 1
         """The next number to send on the present link."""
         self.hold_until = 0.0
@@ -151,6 +152,8 @@ class Queue:
 
     def next(self) -> Entry | None:
         """The next message to leave on the present link; None: none may."""
+        if self.displaced:
+            return None  # they were before all others, and may have to go out first
         while self.cursor <= self.last_n:
             entry = self.entries.get(self.cursor)
             if entry is None:

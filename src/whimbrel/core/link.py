@@ -9,10 +9,9 @@ attempts are out at most: an older one that may take its time (a slow network ne
 trips), and a fresh one, replaced by a fresher one, that notices a network that just came back. An
 explicit answer of the server (503, Retry-After, goaway) is obeyed at once.
 
-Silence. A link is dead when nothing came within ``max(2.5 s, srtt + 4 rttvar)`` of a ping, or of
-data that wants an answer. Half way a ping is sent, so that a slow disk of the server is not taken
-for a dead link. Then a second link is tried beside the first (``suspect``): whichever answers first
-wins; if it is the old one, the deadline for this network doubles.
+Silence (``core.heartbeat``). When an answer is overdue, a second link is tried beside the first
+(``suspect``): whichever answers first wins; if it is the old one, the deadline for this network
+doubles.
 
 One hello at a time: the newest hello owns the device at the server, so greeting on a second link
 gives the first one up.
@@ -24,13 +23,10 @@ from collections import Counter
 
 from whimbrel.core.backoff import backoff_s
 from whimbrel.core.contract import Fault, Settings, Sources
+from whimbrel.core.heartbeat import Heartbeat
 from whimbrel.core.linkstate import PROBING, PUBLIC, TRANSITIONS, LinkState
-from whimbrel.core.roundtrip import RoundTrip
 from whimbrel.model import ConnectionState, Quality
 
-_DEADLINE_FACTOR_MAX = 12.0
-_DEADLINE_DECAY = 0.8
-"""Every answer in time makes the deadline of a network that once was slow shorter again."""
 _PATIENCE_S = 3.0
 _SETTLED_S = 60.0
 """A link that stood this long was not fought over."""
@@ -60,7 +56,8 @@ class LinkMachine:
         self.transitions: Counter[tuple[str, str]] = Counter()
         self.active: int | None = None
         self.spread_s = 0.0
-        self.rtt = RoundTrip()
+        self.heartbeat = Heartbeat(settings)
+        self.rtt = self.heartbeat.rtt
         self.cause = ""
         self.attempt = 0
         """Attempts since the last healthy link."""
@@ -75,16 +72,11 @@ class LinkMachine:
         self._unanswered = 0
         self._suspect_at = 0.0
         self._welcomed_at = 0.0
-        self._deadline_factor = 1.0
-        self._heard_at = 0.0
-        self._expect_since: float | None = None
-        self._ping_id = 0
-        self._ping_at: float | None = None
-        self._pinged_at = 0.0
         self._goodbye: float | None = None
+        self._not_before = 0.0
+        """The server said so; only the app, who may know of another network, comes before that."""
         self._opens: list[int] = []
         self._closes: list[tuple[int, str]] = []
-        self._pings: list[int] = []
 
     # --- what the engine reads ---------------------------------------------------------------
 
@@ -99,6 +91,11 @@ class LinkMachine:
         standing = self.active is not None and self.state is not S.SUSPECT
         return self.rtt.quality(standing, self._settings)
 
+    @property
+    def changing(self) -> bool:
+        """Whether there are links to open or to close."""
+        return bool(self._opens or self._closes)
+
     def take_opens(self) -> list[int]:
         """Links to open now."""
         opens, self._opens = self._opens, []
@@ -111,22 +108,16 @@ class LinkMachine:
 
     def take_pings(self) -> list[int]:
         """Pings to send on the active link now."""
-        pings, self._pings = self._pings, []
-        return pings
+        return self.heartbeat.take()
 
     def next_deadline(self) -> float | None:
         """When ``handle_timer`` must be called at the latest."""
-        due: list[float] = []
-        if self.state in PROBING:
-            due.append(self.next_probe_at)
-            due.extend(attempt.until for attempt in self._attempts)
-        if self.state is S.SUSPECT:
-            due.append(self._suspect_until())
-        if self.active is not None and self.state is not S.SUSPECT:
-            due.append(self._ping_due())
-            if self._expect_since is not None:
-                due.append(self._expect_since + self._deadline_s())
-        return min(due) if due else None
+        if self.state is S.CONNECTED:
+            return self.heartbeat.next_deadline()
+        if self.state not in PROBING:
+            return None
+        due = min([self.next_probe_at, *(attempt.until for attempt in self._attempts)])
+        return min(due, self._suspect_until()) if self.state is S.SUSPECT else due
 
     def knows(self, link: int) -> bool:
         """Whether the link is the active one or an attempt."""
@@ -134,17 +125,22 @@ class LinkMachine:
 
     # --- inputs ------------------------------------------------------------------------------
 
-    def start(self, now: float, *, signed_in: bool) -> None:
-        """Begin connecting; while it already tries, probe at once (network change, foreground)."""
-        self._deadline_factor = 1.0  # what was learned may be of another network
+    def start(self, now: float, *, signed_in: bool, again: bool = False) -> None:
+        """Begin connecting; while it already tries, probe at once (network change, foreground).
+
+        ``again``: nobody asked for it, the store failed; what the server said of coming back holds.
+        """
+        if not again:
+            self._not_before = now
+        self.heartbeat.factor = 1.0  # what was learned may be of another network
         if self.state is S.STOPPED:
             self.attempt = 0
             self._step("start" if signed_in else "start_unsigned")
-            self._begin_search(now)
+            self._begin_search(max(now, self._not_before))
         elif self.state in PROBING:
             self._begin_search(now)
         elif self.state is S.CONNECTED:
-            self._ping(now)
+            self.heartbeat.ping(now)
         self.handle_timer(now)
 
     def stop(self) -> None:
@@ -206,36 +202,28 @@ class LinkMachine:
         self._server_failures = 0
         self._unanswered = 0
         self._goodbye = None
-        self._welcomed_at = now
-        self._heard_at = self._pinged_at = now
-        self._expect_since = self._ping_at = None
+        self._not_before = self._welcomed_at = now
+        self.heartbeat.begin(now)
         return True
 
     def alive(self, link: int, now: float) -> None:
         """Bytes came on this link: any byte is life."""
         if link != self.active:
             return
-        self._heard_at = now
-        self._expect_since = None
+        self.heartbeat.heard(now)
         if self.state is S.SUSPECT:
-            self._deadline_factor = min(self._deadline_factor * 2, _DEADLINE_FACTOR_MAX)
+            self.heartbeat.answered_late()
             self._step("answered")
             for attempt in list(self._attempts):
                 self._drop(attempt, "the old link answered")
 
     def sent(self, now: float) -> None:
         """Data that wants an answer went out on the active link."""
-        if self._expect_since is None:
-            self._expect_since = now
-        if self._ping_at is None and now - self._pinged_at >= self._settings.measure_every_s:
-            self._ping(now)
+        self.heartbeat.sent(now)
 
     def pong(self, ping_id: int, now: float) -> None:
         """The answer to a ping."""
-        if ping_id == self._ping_id and self._ping_at is not None:
-            self.rtt.sample(now - self._ping_at)
-            self._ping_at = None
-            self._deadline_factor = max(1.0, self._deadline_factor * _DEADLINE_DECAY)
+        self.heartbeat.pong(ping_id, now)
 
     def goaway(self, link: int, reconnect_in_s: float, now: float, reason: str) -> None:
         """The server says it goes, or that a newer link owns the device; it will close."""
@@ -246,7 +234,7 @@ class LinkMachine:
             self._replacements = 1 if now - self._welcomed_at > _SETTLED_S else self._replacements + 1
             self._server_failures = self._replacements
             reconnect_in_s = max(reconnect_in_s, self._server_backoff_s(now))
-        self._goodbye = now + reconnect_in_s
+        self._goodbye = self._not_before = now + reconnect_in_s
         self.cause = reason or "the server asked to come back later"
         self._lose_active(now)
 
@@ -319,7 +307,7 @@ class LinkMachine:
         if self.active is not None:
             self._closes.append((self.active, reason))
             self.active = None
-            self._pings.clear()
+            self.heartbeat.pings.clear()
 
     def _lose_active(self, now: float) -> None:
         self._give_up_active("lost")
@@ -329,7 +317,7 @@ class LinkMachine:
     def _lost(self, now: float) -> None:
         self._step("lost")
         if not self._attempts:
-            self._begin_search(now + self.spread_s * self._random())
+            self._begin_search(max(now + self.spread_s * self._random(), self._not_before))
         if self._goodbye is not None:
             self.next_probe_at = max(self.next_probe_at, self._goodbye)
             self._goodbye = None
@@ -344,7 +332,7 @@ class LinkMachine:
         if fault.retry_after_s is not None or fault.status in _EXPLICIT or fault.kind == "protocol":
             self._server_failures += 1
             wait_s = max(fault.retry_after_s or 0.0, self._server_backoff_s(now))
-            self._goodbye = now + wait_s
+            self._goodbye = self._not_before = now + wait_s
 
     def _server_backoff_s(self, now: float) -> float:
         return backoff_s(
@@ -407,38 +395,23 @@ class LinkMachine:
         self.attempt += 1
         self.next_probe_at = now + self._interval_s(now)
 
-    def _deadline_s(self) -> float:
-        measured = 0.0 if self.rtt.srtt is None else self.rtt.srtt + 4 * self.rtt.rttvar
-        return max(self._settings.dead_after_s, measured) * self._deadline_factor
-
     def _suspect_until(self) -> float:
         """A link under suspicion is a link no longer than this: people are told the truth."""
-        return self._suspect_at + 2 * self._deadline_s()
+        return self._suspect_at + 2 * self.heartbeat.deadline_s
 
     def _greeting_s(self) -> float:
         """How long a hello may go unanswered before a newer one replaces it: longer each time."""
         return min(
-            self._deadline_s() * float(2 ** min(self._unanswered, 4)), self._settings.connect_patience_s
+            self.heartbeat.deadline_s * float(2 ** min(self._unanswered, 4)),
+            self._settings.connect_patience_s,
         )
 
-    def _ping_due(self) -> float:
-        if self._expect_since is not None and self._ping_at is None:
-            return self._expect_since + self._deadline_s() / 2
-        return self._pinged_at + self._settings.ping_every_s
-
-    def _ping(self, now: float) -> None:
-        self._ping_id += 1
-        self._ping_at = self._pinged_at = now
-        self._pings.append(self._ping_id)
-        if self._expect_since is None:
-            self._expect_since = now
-
     def _watch(self, now: float) -> None:
-        if self._expect_since is not None and now >= self._expect_since + self._deadline_s():
+        if self.heartbeat.silent(now):
             self._step("silent")
             self.cause = "silence"
             self._suspect_at = now
             self._begin_search(now)
             return
-        if now >= self._ping_due():
-            self._ping(now)
+        if now >= self.heartbeat.ping_due():
+            self.heartbeat.ping(now)

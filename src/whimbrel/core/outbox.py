@@ -1,28 +1,27 @@
 """The outbox: own messages from the moment they are queued until they are settled.
 
-One queue per conversation, in the order of the numbers ``n`` of its stream; all queues in parallel
-with each other. A message is given its number when it is queued and is on disk, with key, number
-and place, before the first attempt. It leaves the queue when the server has *settled* its number:
-committed, or void. So the queue is always a run of numbers the server may not have settled yet, and
-after any loss of the link sending begins again at its first number; the server tells repeats apart.
+One queue per conversation, in the order of the numbers ``n`` of its stream; all in parallel. A message
+(``core.life``) is on disk, with key, number and place, before the first attempt, and leaves the queue
+when the server has *settled* its number: committed, or void. So a queue is always a run of numbers
+not known to be settled, and after any loss of the link sending begins again at its first number.
 
-The states of a message are in ``core.life``.
-
-What leaves is derived (``take``) from entries that are durable. Nothing is resent on a timer: a
-number without an answer for long is asked after (``Status``), and only "not here" is a failure.
+What leaves is derived (``take``) from durable entries. Nothing is resent on a timer: a number without
+an answer for long is asked after (``Status``), and only "not here" is a failure.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from whimbrel import protocol as p
 from whimbrel.core.classify import Consequence, classify
 from whimbrel.core.contract import MessageRow, Settings, Sources
+from whimbrel.core.expiry import Expiry
 from whimbrel.core.life import TRANSITIONS, WIRED, Entry, Queue, item_of
 from whimbrel.core.pacing import Pacing
 from whimbrel.core.retries import RetryPolicy
+from whimbrel.core.turns import Turns
 from whimbrel.model import FailureReason, SendState
 
 S = SendState
@@ -42,16 +41,16 @@ class Outbox:
         self.by_id: dict[str, Entry] = {}
         self.bytes = 0
         self.linked = False
-        self.delivered = 0
-        """Messages delivered since the start: whether "others got through"."""
+        self.delivered = 0  # since the start: whether "others got through"
         self.pacing = Pacing(settings)
         self._retries = RetryPolicy(settings, sources)
         self._busy: dict[str, Queue] = {}
-        self._expiring: dict[str, Entry] = {}
-        self._ready: deque[Queue] = deque()
-        self._asks: list[p.Status] = []
-        self.token_refused = False
-        """A message was refused for its token: a new one is needed."""
+        self._expiring = Expiry(sources.wall)
+        self.turns = Turns()
+        self.asks: list[p.Status] = []
+        self.token_refused = False  # a message was: a new one is needed
+        self.displaced: dict[str, Queue] = {}
+        """Queues with messages that wait for the new history of their conversation."""
         self.renumbered: set[str] = set()
         """Conversations whose counters changed: their row must be written too."""
 
@@ -61,6 +60,9 @@ class Outbox:
         """Take over what was on disk; ``counters``: conversation → (stream, last_n)."""
         for row in rows:
             queue = self.queue(row.conversation, *counters.get(row.conversation, (1, 0)))
+            if row.stream == 0:
+                self.displace(row)
+                continue
             entry = Entry(row, durable=True, left=True)
             self._enter(queue, entry)
             queue.last_n = max(queue.last_n, row.n)
@@ -73,10 +75,8 @@ class Outbox:
 
     def queue(self, conversation: str, stream: int = 1, last_n: int = 0) -> Queue:
         """The queue of a conversation, made if needed."""
-        queue = self.queues.get(conversation)
-        if queue is None:
-            queue = self.queues[conversation] = Queue(conversation, stream, last_n)
-        return queue
+        known = self.queues.get(conversation)
+        return known or self.queues.setdefault(conversation, Queue(conversation, stream, last_n))
 
     def add(self, row: MessageRow) -> Entry:
         """Give the message its number and its place at the end."""
@@ -87,10 +87,33 @@ class Outbox:
         self._enter(queue, entry)
         return entry
 
+    def displace(self, row: MessageRow) -> bool:
+        """An own message whose history was replaced waits until the new one is known; True: was settled."""
+        queue = self.queue(row.conversation)
+        entry = self.by_id.get(row.id)
+        settled = entry is None
+        if entry is None:
+            entry = Entry(row, durable=True, left=True)
+            self._take_up(queue, entry)
+        elif queue.displaced.pop(row.id, None) is None:
+            del queue.entries[entry.row.n]
+        entry.row.stream, entry.row.n = row.stream, row.n
+        queue.displaced[row.id] = entry
+        self.displaced[queue.conversation] = queue
+        return settled
+
+    def offer_again(self, queue: Queue) -> None:
+        """The new history is known: what it lacks goes out again, before all others, in the old order."""
+        self.displaced.pop(queue.conversation, None)
+        for entry in queue.displaced.values():
+            entry.row.arrival = None  # what was told before will be a new entry
+        self.renumber(queue)
+        self.turns.add(queue)
+
     def made_durable(self, entry: Entry) -> None:
         """The message is on disk: it may leave."""
         entry.durable = True
-        self._wake(self.queues[entry.row.conversation])
+        self.turns.add(self.queues[entry.row.conversation])
 
     # --- the link ----------------------------------------------------------------------------
 
@@ -103,12 +126,12 @@ class Outbox:
         for queue in self._busy.values():
             queue.rewind()
             queue.doubted = 0
-            self._wake(queue)
+            self.turns.add(queue)
 
     def link_down(self) -> None:
         """The link is gone: what was on its wire waits again, and no attempt is used up."""
         self.linked = False
-        self._asks.clear()
+        self.asks.clear()
         for queue in self._busy.values():
             for entry in queue.entries.values():
                 self.pacing.unwire(entry)
@@ -119,36 +142,18 @@ class Outbox:
     def take(self, budget_bytes: int, now: float) -> list[p.Send | p.Void]:
         """What may leave now, at most about ``budget_bytes``, round robin over the conversations."""
         out: list[p.Send | p.Void] = []
-        if not self.linked or now < self.pacing.pause_until:
-            return out
-        ready = self._ready
-        for _ in range(len(ready)):
-            if not ready:
-                break
-            queue = ready[0]
-            done = False
-            if now >= queue.hold_until:
-                for _ in range(64):
-                    entry = queue.next()
-                    if entry is None:
-                        done = True
-                        break
-                    if budget_bytes <= 0 or not self.pacing.admit(entry, now):
-                        if out and out[-1].conversation == queue.conversation:
-                            ready.rotate(-1)  # it had its turn
-                        return out
-                    out.append(self._transmit(queue, entry, now))
-                    budget_bytes -= entry.size
-            ready.popleft()
-            if done:
-                queue.queued = False
-            else:
-                ready.append(queue)
+        if self.linked and now >= self.pacing.pause_until:
+            self.turns.go(
+                budget_bytes,
+                now,
+                admit=self.pacing.admit,
+                leave=lambda queue, entry, now: out.append(self._transmit(queue, entry, now)),
+            )
         return out
 
     def take_asks(self) -> list[p.Status]:
         """The numbers to ask the server after."""
-        asks, self._asks = self._asks, []
+        asks, self.asks = self.asks, []
         return asks
 
     def _transmit(self, queue: Queue, entry: Entry, now: float) -> p.Send | p.Void:
@@ -164,9 +169,7 @@ class Outbox:
     def find(self, conversation: str, stream: int, n: int) -> Entry | None:
         """The unsettled message with this number."""
         queue = self.queues.get(conversation)
-        if queue is None or queue.stream != stream:
-            return None
-        return queue.entries.get(n)
+        return None if queue is None or queue.stream != stream else queue.entries.get(n)
 
     def accepted(self, entry: Entry) -> None:
         """The buffer has it: a hint, not a promise; nothing is written."""
@@ -247,8 +250,9 @@ class Outbox:
 
     def renumber(self, queue: Queue) -> None:
         """Begin a new stream: the server's count and ours do not fit (one of us was restored)."""
-        entries = list(queue.entries.values())
+        entries = [*queue.displaced.values(), *queue.entries.values()]
         queue.stream += 1
+        queue.displaced.clear()
         queue.entries.clear()
         for n, entry in enumerate(entries, 1):
             self.pacing.unwire(entry)
@@ -285,7 +289,7 @@ class Outbox:
             others = self.delivered > entry.delivered_before
             if others and row.rounds >= self._settings.retry_rounds_max and row.on_reject != "block":
                 row.void = "rejected"  # others got through: it is this message
-                self._expiring.pop(row.id, None)
+                self._expiring.remove(row.id)
         self._on_update(entry, before)
 
     def resume(self, entry: Entry, now: float) -> bool:
@@ -303,7 +307,7 @@ class Outbox:
         self._step(entry, "resume")
         queue.hold_until = now
         self._go_back(queue, row.n)
-        self._wake(queue)
+        self.turns.add(queue)
         self._on_update(entry, before)
         return True
 
@@ -318,10 +322,8 @@ class Outbox:
 
     def handle_timer(self, now: float) -> None:
         """Ask after numbers that got no answer, resume what failed, give up what expired."""
-        wall = self._sources.wall()
-        for entry in list(self._expiring.values()):
-            if wall >= (entry.row.expires_at or 0.0):
-                self._give_up(entry, "expired")
+        for entry in self._expiring.due(now):
+            self._give_up(entry, "expired")
         for queue in self._busy.values():
             head = queue.head()
             if head is None:
@@ -331,18 +333,19 @@ class Outbox:
                 if self._settings.auto_resume and self.linked and head.row.can_retry:
                     self.resume(head, now)
             if head.wired and now >= queue.doubt_at(self._settings.request_timeout_s):
-                self._asks.append(queue.ask(now))
+                self.asks.append(queue.ask(now))
 
     def next_deadline(self, now: float) -> float | None:
         """When ``handle_timer`` or ``take`` has something to do at the latest."""
+        if not self._busy:
+            return None
         due: list[float] = []
-        if self.linked and self._ready:
+        if self.linked and self.turns:
             paced = self.pacing.next_deadline(now)
             if paced is not None:
                 due.append(paced)
-        if self._expiring:
-            soonest = min(e.row.expires_at or 0.0 for e in self._expiring.values())
-            due.append(now + max(0.0, soonest - self._sources.wall()))
+        if (expiry := self._expiring.next_deadline(now)) is not None:
+            due.append(expiry)
         for queue in self._busy.values():
             head = queue.head()
             if head is None:
@@ -359,13 +362,16 @@ class Outbox:
 
     def _enter(self, queue: Queue, entry: Entry) -> None:
         queue.entries[entry.row.n] = entry
+        self._take_up(queue, entry)
+
+    def _take_up(self, queue: Queue, entry: Entry) -> None:
         self.by_id[entry.row.id] = entry
         self.bytes += entry.size
         self._busy[queue.conversation] = queue
         row = entry.row
         refused = row.state is S.FAILED and not row.can_retry
         if row.expires_at is not None and row.void is None and not refused:
-            self._expiring[row.id] = entry
+            self._expiring.add(entry)
 
     def _pause(self, entry: Entry, until: float, reason: str) -> None:
         self.pacing.pause(until, reason)
@@ -377,11 +383,6 @@ class Outbox:
         entry.row.state = TRANSITIONS[before][event]
         self.transitions[before.value, event] += 1
 
-    def _wake(self, queue: Queue) -> None:
-        if not queue.queued and queue.entries:
-            queue.queued = True
-            self._ready.append(queue)
-
     def _void_refused(self, queue: Queue, entry: Entry, consequence: Consequence, until: float) -> None:
         if consequence is Consequence.REJECT:
             # The server will never take this number, not even as void: those behind get new ones.
@@ -392,6 +393,8 @@ class Outbox:
 
     def _go_back(self, queue: Queue, n: int) -> None:
         """All from ``n`` on goes out again; what becomes of ``n`` itself the caller says."""
+        if queue.displaced:
+            return  # nothing has left
         for number in range(n, queue.cursor):
             entry = queue.entries.get(number)
             if entry is not None and entry.wired:
@@ -399,12 +402,12 @@ class Outbox:
                 if entry.row.state in WIRED and number != n:
                     self._step(entry, "hold")
         queue.cursor = min(queue.cursor, n)
-        self._wake(queue)
+        self.turns.add(queue)
 
     def _refuse(self, queue: Queue, entry: Entry, reason: FailureReason, text: str) -> None:
         """The server refused it and goes on expecting it (``on_reject="block"``)."""
         before = entry.row.state or S.PENDING
-        self._expiring.pop(entry.row.id, None)  # what becomes of it the app decides, not the clock
+        self._expiring.remove(entry.row.id)  # what becomes of it the app decides, not the clock
         entry.row.reason, entry.row.can_retry = reason, False
         self._retries.note(entry, reason, text)
         self._step(entry, "reject")
@@ -417,7 +420,7 @@ class Outbox:
         if row.void is not None:
             return
         row.void = reason
-        self._expiring.pop(row.id, None)
+        self._expiring.remove(row.id)
         before = row.state or S.PENDING
         self._go_back(queue, row.n)
         if row.state in WIRED:
@@ -436,11 +439,12 @@ class Outbox:
         self._step(entry, event)
         self.pacing.unwire(entry)
         queue = self.queues[row.conversation]
-        queue.entries.pop(row.n, None)
+        if queue.displaced.pop(row.id, None) is None:
+            queue.entries.pop(row.n, None)
         self.by_id.pop(row.id, None)
-        self._expiring.pop(row.id, None)
+        self._expiring.remove(row.id)
         self.bytes -= entry.size
-        if not queue.entries:
+        if not queue.entries and not queue.displaced:
             self._busy.pop(queue.conversation, None)
         queue.doubted = 0
         self._on_update(entry, before)

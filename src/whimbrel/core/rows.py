@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from whimbrel.core.contract import ConversationRow, MessageRow, Settings
+from whimbrel.core.contract import ConversationRow, MessageRow, SendMessage, Settings
 from whimbrel.model import (
     Conversation,
     FailureReason,
@@ -85,6 +85,42 @@ def message_of(row: MessageRow, *, status: SendStatus | None = None, user: str =
         last_retry_at=row.last_retry_at,
         status=status or status_of(row),
     )
+
+
+def queued_row(command: SendMessage, id: str, *, sender: str, at: float) -> MessageRow:
+    """The row of a message queued at ``at`` (wall clock), before it has a number and a state."""
+    return MessageRow(
+        id=id,
+        conversation=command.conversation,
+        sender=sender,
+        role=command.role,
+        format=command.format,
+        body=command.body,
+        metadata=None if command.metadata is None else msgspec.json.encode(command.metadata).decode(),
+        reply_to=command.reply_to,
+        sent_at=at,
+        own=True,
+        key=command.key,
+        on_reject=command.on_reject,
+        expires_at=None if command.expires_in_s is None else at + command.expires_in_s,
+    )
+
+
+def is_repeat(row: MessageRow, command: SendMessage) -> bool:
+    """Whether ``command`` asks for the very message of ``row`` again."""
+    if (row.conversation, row.format, row.body, row.role, row.reply_to) != (
+        command.conversation,
+        command.format,
+        command.body,
+        command.role,
+        command.reply_to,
+    ):
+        return False
+    try:
+        metadata = None if row.metadata is None else msgspec.json.decode(row.metadata)
+    except msgspec.DecodeError:
+        return False
+    return bool(metadata == command.metadata)
 
 
 def conversation_of(row: ConversationRow, *, pending: int = 0) -> Conversation:

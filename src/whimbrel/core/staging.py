@@ -78,6 +78,8 @@ class Staging:
 
     def events(self) -> list[Event]:
         """What the app must be told now; drained."""
+        if not self._told:
+            return []
         events = list(self._told)
         self._told.clear()
         return events

@@ -5,7 +5,8 @@ holes the server told of (``floor``). The position changes only in the same ``Ch
 entries that justify it. An entry at ``position + 1`` is applied; one at or below it is a repeat;
 one beyond it is kept (bounded) until the gap before it was fetched. Wherever ``head`` is beyond
 ``position`` there is something to fetch, and it is fetched until nothing is missing. A new ``epoch``
-means that the history was replaced: what was known of it is forgotten, what is unsent stays.
+means that the history was replaced: what was known of it is forgotten, what is unsent stays, and
+own messages that the new one lacks are offered to it again.
 
 Own messages come as ``Delivered`` (with their seq) on the sending device and as events in pages;
 both end here, merged by id, so that an own message takes its place in the order of arrival once.
@@ -84,7 +85,10 @@ def row_of(event: p.Event) -> MessageRow:
 
 
 class Timeline:
-    """All conversations; see the module. Writes into the ``Changes`` that ``changes()`` gives."""
+    """All conversations; see the module. Writes into the ``Changes`` that ``changes()`` gives.
+
+    ``on_applied`` is told of each entry that takes its place, and whether the app was told of it before.
+    """
 
     def __init__(
         self,
@@ -92,7 +96,7 @@ class Timeline:
         *,
         changes: Callable[[], Changes],
         row_for: Callable[[p.Event], MessageRow],
-        on_applied: Callable[[MessageRow], None],
+        on_applied: Callable[[MessageRow, bool], None],
         wall: Callable[[], float],
     ) -> None:
         self._settings = settings
@@ -105,8 +109,12 @@ class Timeline:
         self.logs: dict[str, Log] = {}
         self.counts: Counter[str] = Counter()
         """``applied``, ``repeated``, ``buffered``, ``overflowed``, ``gap``, ``reset``, ``floor``."""
-        self._wanting: dict[str, Log] = {}
-        self._untold: dict[str, Log] = {}
+        self.replaced = False
+        """A history was replaced, and its reset is being written: a new link must begin with that."""
+        self.wanting: dict[str, Log] = {}
+        """Logs of which entries are missing."""
+        self.untold: dict[str, Log] = {}
+        """Logs of which the server may not know how far we are."""
         self._told_of: dict[str, Log] = {}
         self._fetches = 0
         self._page = settings.page
@@ -141,6 +149,9 @@ class Timeline:
 
     def change(self, log: Log, **fields: object) -> None:
         """Set fields of the conversation's row and have it written."""
+        if "members" in fields:
+            self._count_readers(log, fields)
+            return
         log.row = msgspec.structs.replace(log.row, **fields)
         self._changes().conversations[log.row.id] = log.row
         self._note(log)
@@ -239,6 +250,8 @@ class Timeline:
 
     def gather(self) -> None:
         """Put what was merged in memory into the rows that are about to be written."""
+        if not self._told_of:
+            return
         for log in self._told_of.values():
             self.change(
                 log, receipts=tuple((name, got, seen) for name, (got, seen) in sorted(log.receipts.items()))
@@ -249,8 +262,10 @@ class Timeline:
 
     def fetches(self, link: int, now: float) -> list[p.Fetch]:
         """Pages to ask for now: wherever something is missing and nothing is under way."""
+        if not self.wanting:
+            return []
         out: list[p.Fetch] = []
-        for log in list(self._wanting.values()):
+        for log in list(self.wanting.values()):
             if self._fetches >= self._settings.fetches_max:
                 break
             if log.fetching is not None or now < log.fetch_at:
@@ -264,8 +279,10 @@ class Timeline:
 
     def receipts(self, link: int, now: float) -> list[p.Received | p.Read]:
         """How far we have received and read, where the server may not know; each at most once a second."""
+        if not self.untold:
+            return []
         out: list[p.Received | p.Read] = []
-        for log in list(self._untold.values()):
+        for log in list(self.untold.values()):
             row = log.durable
             if log.told_link != link:
                 log.told_link, log.told_received, log.told_read = link, row.received_acked, row.read_acked
@@ -282,9 +299,14 @@ class Timeline:
                 out.append(p.Read(conversation=row.id, seq=row.read))
         return out
 
+    @property
+    def version(self) -> int:
+        """How far the logs go, all together, as far as we were told; see ``protocol.Compare``."""
+        return sum(log.row.head for log in self.logs.values() if not log.row.left)
+
     def link_down(self) -> None:
         """What was asked for on the lost link is asked for again on the next."""
-        for log in self._wanting.values():
+        for log in self.wanting.values():
             if log.fetching is not None:
                 self._end_fetch(log)
             log.fetch_at = 0.0
@@ -292,7 +314,7 @@ class Timeline:
 
     def handle_timer(self, now: float) -> None:
         """Give up on answers that do not come."""
-        for log in self._wanting.values():
+        for log in self.wanting.values():
             if log.fetching is not None and now >= log.fetch_at:
                 self._fit_page(self._settings.fetch_timeout_s)
                 self._end_fetch(log)
@@ -300,12 +322,12 @@ class Timeline:
 
     def next_deadline(self, now: float, link: int | None) -> float | None:
         """When something is due at the latest."""
-        if link is None:
+        if link is None or not (self.wanting or self.untold):
             return None
         due = [
-            log.fetch_at for log in self._wanting.values() if log.fetching is not None or log.fetch_at > now
+            log.fetch_at for log in self.wanting.values() if log.fetching is not None or log.fetch_at > now
         ]
-        for log in self._untold.values():
+        for log in self.untold.values():
             row = log.durable
             if log.told_link == link:
                 untold = row.position > log.told_received or row.read > log.told_read
@@ -320,13 +342,13 @@ class Timeline:
     def _note(self, log: Log) -> None:
         row = log.row
         if row.head > row.position:
-            self._wanting[row.id] = log
-        elif self._wanting.pop(row.id, None) is not None and log.fetching is not None:
+            self.wanting[row.id] = log
+        elif self.wanting.pop(row.id, None) is not None and log.fetching is not None:
             self._end_fetch(log)
         if not row.left and (row.position > row.received_acked or row.read > row.read_acked):
-            self._untold[row.id] = log
+            self.untold[row.id] = log
         else:
-            self._untold.pop(row.id, None)
+            self.untold.pop(row.id, None)
 
     def _end_fetch(self, log: Log) -> None:
         if log.fetching is not None:
@@ -353,6 +375,7 @@ class Timeline:
             if any(update.seq is not None for update in changes.updates.values()):
                 raise HistoryChangedTooSoon
             self.counts["reset"] += 1
+            self.replaced = True
             changes.resets.append(log.row.id)
             for id in [
                 i for i, row in changes.messages.items() if row.conversation == log.row.id and row.seq
@@ -399,12 +422,23 @@ class Timeline:
 
     def _apply(self, log: Log, row: MessageRow) -> None:
         seq = log.row.position + 1
-        self.arrival += 1
-        row.arrival = self.arrival
+        told = row.arrival is not None
+        if not told:
+            self.arrival += 1
+            row.arrival = self.arrival
         self.counts["applied"] += 1
         self._changes().messages[row.id] = msgspec.structs.replace(row)
         self.change(log, position=seq, head=max(log.row.head, seq))
-        self._on_applied(row)
+        self._on_applied(row, told)
+
+    def _count_readers(self, log: Log, fields: dict[str, object]) -> None:
+        """Members changed: what all who are left have read stays read, whoever comes later."""
+        before = self._read_by_all(log)
+        log.row = msgspec.structs.replace(log.row, **fields)
+        after = self._read_by_all(log)
+        if after > before:
+            self._changes().reads[log.row.id] = (after, self._wall())
+        self.change(log)
 
     def _read_by_all(self, log: Log) -> int:
         others = [name for name in log.row.members if name != self.user]

@@ -6,7 +6,7 @@ item costs itself and never its frame. ``docs/protocol.md`` is normative; this i
 """
 
 from whimbrel.protocol.content import decode_content, encode_content
-from whimbrel.protocol.frames import decode_client, decode_server, encode, frames
+from whimbrel.protocol.frames import bulky, decode_client, decode_server, encode, frames
 from whimbrel.protocol.items import (
     BODY_BYTES_MAX,
     FRAME_BYTES,
@@ -25,6 +25,7 @@ from whimbrel.protocol.items import (
     Bye,
     Call,
     ClientItem,
+    Compare,
     ConversationInfo,
     Credits,
     Delivered,
@@ -73,6 +74,7 @@ __all__ = [
     "Bye",
     "Call",
     "ClientItem",
+    "Compare",
     "ConversationInfo",
     "Credits",
     "Delivered",
@@ -101,6 +103,7 @@ __all__ = [
     "Void",
     "Voided",
     "Welcome",
+    "bulky",
     "decode_client",
     "decode_content",
     "decode_server",

@@ -59,6 +59,9 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     left: bool = False
     """The user is no longer a member; ``seq`` is the last entry it may see."""
 
+    def __repr__(self) -> str:
+        return f"<Head of {self.conversation} at {self.seq}>"
+
 
 class ConversationInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A conversation as ``Answer`` and the HTTP calls give it."""
@@ -69,6 +72,9 @@ class ConversationInfo(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     floor: int
     members: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"<ConversationInfo of {self.id} at {self.seq}>"
 
 
 # --- client to server -------------------------------------------------------------------------
@@ -161,6 +167,13 @@ class Ping(_Item, frozen=True, kw_only=True, tag="ping"):
     id: int = 0
 
 
+class Compare(_Item, frozen=True, kw_only=True, tag="compare"):
+    """How far the client knows all its logs together; if the server knows otherwise, it tells all heads."""
+
+    version: int
+    """The sum of the heads' ``seq`` over the conversations in which the user is."""
+
+
 class Bye(_Item, frozen=True, kw_only=True, tag="bye"):
     """The client closes on purpose."""
 
@@ -177,7 +190,7 @@ class Call(_Item, frozen=True, kw_only=True, tag="call"):
 
 
 ClientItem: TypeAlias = (
-    Hello | Auth | Send | Void | Fetch | Status | Received | Read | Typing | Ping | Bye | Call
+    Hello | Auth | Send | Void | Fetch | Status | Received | Read | Typing | Ping | Compare | Bye | Call
 )
 
 # --- server to client -------------------------------------------------------------------------
