@@ -47,6 +47,12 @@ class StoreReads:
         self.store = store
         self.fail_saving = False
 
+    async def claim_consumer(self, name: str) -> None:
+        pass
+
+    def consumer_ended(self, stream: ConsumerStream) -> None:
+        pass
+
     async def consumer_position(self, name: str) -> int:
         return self.store.consumer_position(name)
 

@@ -5,8 +5,8 @@ import gc
 
 import pytest
 
-from whimbrel.client.events import EventHub, EventsLost
-from whimbrel.errors import ClientClosed
+from whimbrel.client.events import EventHub
+from whimbrel.errors import ClientClosed, EventsLost
 from whimbrel.model import TypingChanged
 
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whimbrel import protocol as p
-from whimbrel.client.outgoing import is_repeat, outgoing, random_name
+from whimbrel.client.outgoing import outgoing, random_name
 from whimbrel.core.contract import MessageRow, SendMessage
+from whimbrel.core.rows import is_repeat
 from whimbrel.errors import InvalidArgument, TooLarge, WhimbrelError
 
 

@@ -346,3 +346,6 @@ def test_retry_after() -> None:
     assert at is not None
     assert 0 < at <= 60
     assert retry_after("Thu, 01 Jan 1970 00:00:00 GMT") == 0.0
+    # By the clock of who says it: ours may be years off.
+    assert retry_after("Thu, 01 Jan 1970 00:01:10 GMT", "Thu, 01 Jan 1970 00:00:10 GMT") == 60.0
+    assert retry_after("Thu, 01 Jan 1970 00:01:10 GMT", "some day") == 0.0

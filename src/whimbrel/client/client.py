@@ -2,7 +2,8 @@
 
 It checks what the app asks, and answers from the engine (what is on its way) and from the store
 (everything else), through its ``Session``. Opening needs no network. One client syncs a store at a
-time.
+time; others on the same store, in this process or another, work through it, and one of them takes
+its place when it ends (``client.role``).
 
 States: made → open → closed, each once.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from whimbrel.client.events import EventStream
 from whimbrel.client.handles import SentMessage
 from whimbrel.client.opening import open_store
 from whimbrel.client.outgoing import checked_text, outgoing, random_name
+from whimbrel.client.role import unexplained
 from whimbrel.client.session import Session
 from whimbrel.core.contract import (
     CancelMessage,
@@ -36,7 +37,6 @@ from whimbrel.core.contract import (
     MessageRow,
     RetryMessage,
     Settings,
-    SetToken,
 )
 from whimbrel.core.rows import status_of
 from whimbrel.errors import (
@@ -57,6 +57,7 @@ from whimbrel.model import (
     Message,
     Role,
     SendStatus,
+    StoreRebuilt,
 )
 
 
@@ -121,8 +122,9 @@ class Client:
     async def open(self) -> None:
         """Open the store and begin connecting, which goes on behind; no network is needed.
 
-        Raises ``StoreError`` (in use, wrong key, damaged …); then nothing is left open, and it may be
-        tried again.
+        If another client syncs this store, this one works through it: the address and settings are that
+        one's until it ends and this one, or another, takes its place. Raises ``StoreError`` (wrong key,
+        damaged, in use by an older version …); then nothing is left open, and it may be tried again.
         """
         if self._opened:
             raise UsageError("a client is opened once", hint="make a new Client")
@@ -143,6 +145,7 @@ class Client:
     async def close(self, timeout: float = 5.0) -> ClosingReport:
         """Close. While connected, what is queued gets up to ``timeout`` seconds to go out first.
 
+        It does not wait where another client syncs this store, and goes on with what is queued.
         Says what stays queued. Waiting calls get ``ClientClosed``, streams end. May be called twice.
         """
         if self._session is None:
@@ -154,18 +157,17 @@ class Client:
 
     @staticmethod
     async def _close(session: Session, timeout_s: float) -> ClosingReport:
-        await session.close(timeout_s)
-        return ClosingReport(pending=session.engine.pending)
+        return ClosingReport(pending=await session.close(timeout_s))
 
     @property
     def closed(self) -> bool:
         """Whether it is closed, or was stopped by a bug (``failure``)."""
-        return self._session is not None and self._session.driver.stopped
+        return self._session is not None and self._session.role.stopped
 
     @property
     def failure(self) -> BaseException | None:
         """The bug that stopped this client, if one did."""
-        return None if self._session is None else self._session.driver.failure
+        return None if self._session is None else self._session.role.failure
 
     # --- connection ----------------------------------------------------------------------------
 
@@ -179,12 +181,17 @@ class Client:
     @property
     def user(self) -> str | None:
         """Whose store this is; None until the first sign-in."""
-        return self._open.tokens.user
+        return self._open.role.user
 
     @property
     def device(self) -> str:
         """The id of this device, made with the store."""
         return self._open.store.device
+
+    @property
+    def rebuilt(self) -> StoreRebuilt | None:
+        """What became of a store that was damaged, if it was made anew; ``events()`` tells it, once."""
+        return self._open.rebuilds.report
 
     async def connected(self, timeout: float | None = None) -> None:
         """Wait for the link; what changed meanwhile (new conversations, their heads) is in the store then.
@@ -196,28 +203,25 @@ class Client:
         try:
             async with asyncio.timeout(timeout):
                 while (state := session.connection.state) is not ConnectionState.CONNECTED:
-                    failure = session.tokens.failure
+                    failure = session.role.sign_in_failure
                     if failure is not None:
                         raise Unauthorized(str(failure), hint=failure.hint) from failure
-                    if not session.tokens.possible:
+                    if not session.role.sign_in_possible:
                         raise Unauthorized("there are no credentials, and no tokens in the store")
                     if state is ConnectionState.STOPPED and session.connection.attempt:
                         raise NotConnected(f"connecting was given up: {self._cause(session)}")
-                    await session.driver.changed()
-                await session.driver.settled()
+                    await session.changed()
+                await session.settled()
         except TimeoutError:
             raise NotConnected(f"not connected: {self._cause(session)}") from None
 
     async def sign_in(self, credentials: Credentials) -> None:
         """Use these credentials from now on. Raises ``Unauthorized``, or ``ServerUnreachable`` …"""
-        session = self._open
-        await self.submit(await session.tokens.sign_in(credentials))
+        await self._open.sign_in(credentials)
 
     async def sign_out(self) -> None:
         """Forget the tokens, here and on the server; messages and queue stay in the store."""
-        session = self._open
-        await session.tokens.sign_out()
-        await self.submit(SetToken(token=None))
+        await self._open.sign_out()
 
     async def reconnect(self) -> None:
         """Try at once instead of waiting: the network changed, or the app came to the foreground."""
@@ -225,7 +229,7 @@ class Client:
 
     @staticmethod
     def _cause(session: Session) -> str:
-        return session.connection.cause or session.tokens.last_error or "no answer yet"
+        return session.connection.cause or session.role.last_sign_in_error or "no answer yet"
 
     # --- conversations -------------------------------------------------------------------------
 
@@ -269,7 +273,7 @@ class Client:
         call = p.Call(
             id=random_name(), op=op, conversation=conversation, title=title, members=members, user=user
         )
-        answer = await session.driver.call(call, self._settings.call_timeout_s)
+        answer = await session.call(call, self._settings.call_timeout_s)
         if answer is None:
             raise NotConnected(f"the server did not answer: {self._cause(session)}")
         if answer.code:
@@ -320,8 +324,8 @@ class Client:
 
     async def status(self, id: str) -> SendStatus:
         """Where an own message stands. Raises ``NotFound`` if there is none of this id."""
-        status = self._open.engine.status(id)
-        if status is None:
+        status = self._open.status(id)
+        if status is None or status.settled:  # the store knows more: whether it was read
             message = await self.message(id)
             status = message.status if message is not None else None
         if status is None:
@@ -330,12 +334,10 @@ class Client:
 
     async def explain(self, id: str) -> Explanation:
         """Why an own message is where it is, and what would move it. Raises ``NotFound``."""
-        explanation = self._open.engine.explain(id, time.monotonic())
+        explanation = await self._open.explain(id)
         if explanation is not None:
             return explanation
-        row, status = await self._own_row(id), await self.status(id)
-        last_error = row.attempts[-1].text if row.attempts else ""
-        return Explanation(message_id=id, status=status, attempts=row.attempts, last_error=last_error)
+        return unexplained(await self._own_row(id), await self.status(id))
 
     async def retry(self, id: str) -> None:
         """Take a failed message up again now."""
@@ -367,8 +369,10 @@ class Client:
         """
         session = self._open
         if consumer is None:
-            return session.hub.stream()
-        return session.consumer(ConsumerStream(checked_text("consumer", consumer, NAME_CHARS_MAX), self))
+            return session.rebuilds.told(session.hub.stream())
+        return session.consumers.begin(
+            ConsumerStream(checked_text("consumer", consumer, NAME_CHARS_MAX), self)
+        )
 
     async def consumer_position(self, name: str) -> int:
         """How far a durable consumer has come, in this store's order of arrival."""
@@ -385,11 +389,20 @@ class Client:
     async def save_position(self, name: str, position: int) -> None:
         """Make a consumer's position durable."""
         session = self._open
-        await session.driver.on_writer(lambda: session.store.set_consumer_position(name, position))
+        await session.write(lambda: session.store.set_consumer_position(name, position))
+
+    async def claim_consumer(self, name: str) -> None:
+        """Be the only program that reads as this consumer. Raises ``StoreInUse``."""
+        await self._open.claim_consumer(name)
+
+    def consumer_ended(self, stream: ConsumerStream) -> None:
+        """A stream hands out nothing more."""
+        if self._session is not None:
+            self._session.consumers.ended(stream)
 
     def known_status(self, id: str) -> SendStatus | None:
         """The status of a message that is not settled; None: the store knows."""
-        return None if self._session is None or self.closed else self._session.engine.status(id)
+        return None if self._session is None or self.closed else self._session.status(id)
 
     async def read_messages(
         self, conversation: str, *, before: int | None, after: int | None, limit: int
@@ -402,7 +415,7 @@ class Client:
 
     async def submit(self, command: Command) -> None:
         """Give the engine a command."""
-        await self._open.driver.submit(command)
+        await self._open.submit(command)
 
     # --- inside --------------------------------------------------------------------------------
 
@@ -413,7 +426,7 @@ class Client:
                 "the client is not open", hint="use it inside: async with Client(...) as client"
             )
         if self.closed:
-            raise self._session.driver.closed_error()
+            raise self._session.role.closed_error()
         return self._session
 
     async def _own_row(self, id: str) -> MessageRow:

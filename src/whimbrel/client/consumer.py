@@ -66,6 +66,12 @@ class ConsumerReads(Protocol):
     async def arrivals(self, after: int, limit: int) -> list[Message]:
         """Entries of the store with a higher position."""
 
+    async def claim_consumer(self, name: str) -> None:
+        """Be the only program that reads as this consumer. Raises ``StoreInUse``."""
+
+    def consumer_ended(self, stream: ConsumerStream) -> None:
+        """This stream hands out nothing more: others may read under its name."""
+
     async def save_position(self, name: str, position: int) -> None:
         """Make the position durable."""
 
@@ -102,7 +108,8 @@ class ConsumerStream:
     """The entries a durable consumer has not done yet; ``async for`` over it, from one task at a time.
 
     Ends when the client closes or after ``aclose()``. The newest stream of a name owns it: an older
-    one raises ``InvalidArgument`` when it is read on.
+    one of this client raises ``InvalidArgument`` when it is read on. While another client on the same
+    store, in this process or another, reads as this consumer, the first entry raises ``StoreInUse``.
     """
 
     def __init__(self, name: str, reads: ConsumerReads) -> None:
@@ -133,6 +140,7 @@ class ConsumerStream:
 
     async def _next(self) -> ConsumedEvent:
         if self._prefix is None:
+            await self._reads.claim_consumer(self.name)
             position = await self._reads.consumer_position(self.name)
             self._prefix = Prefix(position)
             self._saved = self._cursor = position
@@ -193,4 +201,5 @@ class ConsumerStream:
         """Nothing more is handed out."""
         if not self._ended:
             self._ended, self._error = True, error
+            self._reads.consumer_ended(self)
         self._woken.set()

@@ -3,8 +3,9 @@
 The store keeps one secret, encrypted with everything else: the refresh token, and the access token
 with its end, so that a program started again connects without a round trip more. A refresh token
 is replaced at every use. **Its successor is durable before the access token that came with it is
-used**: a crash in between then leaves a store that can still sign in, since the server takes the
-old one until the new one was first used.
+used, and before the successor itself is**: a crash in between then leaves a store that can still sign
+in, since the server takes the old one until the new one was first used. A disk that fails twice must
+not lead further away from what is on it.
 
 One request at a time, whoever asks; the answers to the engine are ``SetToken`` and ``TokenFailed``.
 When to refresh is the engine's decision.
@@ -82,6 +83,8 @@ class TokenKeeper:
         self._on_disk = on_disk
         self._one_at_a_time = asyncio.Lock()
         self._kept: _Kept | None = None
+        self._unwritten = ""
+        """What the store should have and does not yet, since the disk failed."""
         self._first = True
         self._not_before = 0.0
         self.user = user
@@ -124,6 +127,9 @@ class TokenKeeper:
             # The server said when to come back, and the engine cannot be told.
             await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
             try:
+                if self._unwritten:
+                    # Offered before it is on disk it would make what is on disk a replay.
+                    await self._write()
                 tokens = await self._request()
                 await self._keep(tokens)
             except (WhimbrelError, OSError) as error:
@@ -144,6 +150,7 @@ class TokenKeeper:
         async with self._one_at_a_time:
             kept, self._kept, self._credentials = self._kept, None, None
             self.failure = Unauthorized("signed out")
+            self._unwritten = ""
             await self._on_disk(lambda: self._secrets.set_secret(SECRET_NAME, None))
             if kept is not None:
                 try:
@@ -176,10 +183,15 @@ class TokenKeeper:
             access_token=tokens.access_token,
             expires_at=time.time() + tokens.expires_in,
         )
-        text = msgspec.json.encode(kept).decode()
         # In memory first: if the disk fails now, the old token may be void, and this one still works.
         self._kept, self.user = kept, tokens.user
+        self._unwritten = msgspec.json.encode(kept).decode()
+        await self._write()
+
+    async def _write(self) -> None:
+        text = self._unwritten
         await self._on_disk(lambda: self._secrets.set_secret(SECRET_NAME, text))
+        self._unwritten = ""
 
     def _failed(self, error: Exception) -> TokenFailed:
         if isinstance(error, RemoteError) and error.retry_after_s is not None:

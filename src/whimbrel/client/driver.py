@@ -23,33 +23,33 @@ import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from whimbrel import protocol as p
-from whimbrel.client.futures import Submitted, fail, settle
+from whimbrel.client.futures import Submitted, Watchers, fail, refused, settle
 from whimbrel.client.links import Link, LinkListener, Links
+from whimbrel.client.mending import Mending
+from whimbrel.client.role import DURABLE, ClientStore, beginning
+from whimbrel.client.suspension import Suspension
+from whimbrel.client.taking import Taking
 from whimbrel.core.contract import (
     Action,
     CallServer,
-    CancelMessage,
-    Changes,
     CloseLink,
     Command,
     Disconnect,
-    MarkRead,
+    MessageRow,
     OpenLink,
     RefreshToken,
-    RetryMessage,
     SendItems,
-    SendMessage,
     SetToken,
+    TakeHandoff,
     TokenFailed,
+    WokeUp,
 )
 from whimbrel.core.engine import Engine
 from whimbrel.errors import ClientClosed, StoreError, StoreUnavailable, WhimbrelError
 from whimbrel.model import Event
-from whimbrel.store.port import Store
-from whimbrel.store.secrets import Secrets
 
 COMMANDS_MAX = 1_000
 PASS_ITEMS_MAX = 1_000
@@ -64,14 +64,6 @@ logger = logging.getLogger("whimbrel")
 T = TypeVar("T")
 
 
-class ClientStore(Store, Secrets, Protocol):
-    """What a client needs of its store: messages and secrets."""
-
-
-_DURABLE = (SendMessage, CancelMessage, RetryMessage, MarkRead)
-"""Commands that are done when what they changed is on disk; a failed commit is their error."""
-
-
 class Driver:
     """Runs one engine on one store. All methods are for the event loop it was made on."""
 
@@ -84,25 +76,33 @@ class Driver:
         refresh: Callable[[], Awaitable[SetToken | TokenFailed]],
         publish: Callable[[Event], None],
         on_end: Callable[[ClientClosed | None], None],
+        stir: Callable[[], None],
+        handed: list[TakeHandoff],
     ) -> None:
         """``publish`` gets every event once its changes are on disk; it must not raise or block.
 
-        ``on_end`` is called once, when the loop has ended: with an error if a bug ended it.
+        ``stir``: who waits for news should look again. ``on_end`` is called once, when the loop has
+        ended: with an error if a bug ended it. ``handed`` waits since the engine was loaded.
         """
         self.engine = engine
         self._store = store
         self._refresh = refresh
         self._publish = publish
         self._on_end = on_end
+        self._stir = stir
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
+        self._suspension = Suspension()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="whimbrel-writer")
         # inputs
         self._commands: deque[Submitted] = deque()
         self._places = asyncio.Semaphore(COMMANDS_MAX)
         self._links = Links(open_link, self._wake.set)
+        self.taking = Taking(store, self._writer, self._wake.set)
+        self.mending = Mending(self._wake.set)
+        self.taking.begin(handed)
         # the commit in flight, who waits for it, and who waits for the next one
-        self._commit: asyncio.Future[None] | None = None
+        self._commit: asyncio.Future[list[MessageRow]] | None = None
         self._in_commit: list[tuple[asyncio.Future[str | None], str | None]] = []
         self._next_commit: list[tuple[asyncio.Future[str | None], str | None]] = []
         self._fed_since_commit = 0
@@ -111,7 +111,7 @@ class Driver:
         # what runs beside the loop
         self._token_task: asyncio.Task[None] | None = None
         self._calls: dict[str, asyncio.Future[p.Answer | None]] = {}
-        self._pass_waiters: list[asyncio.Future[None]] = []
+        self._watchers = Watchers()
         self._pending_told = engine.pending
         self._stopping = False
         self.stopped = False
@@ -168,16 +168,10 @@ class Driver:
         """Run a blocking write on the store's writer thread."""
         return await self._loop.run_in_executor(self._writer, function)
 
-    async def changed(self) -> None:
-        """Wait until the engine said something new (an event). Raises ``ClientClosed`` when it stops."""
+    def watch(self) -> asyncio.Future[None]:
+        """Done when the engine says something new (an event). Raises ``ClientClosed`` when it stops."""
         self.check_running()
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._pass_waiters.append(future)
-        try:
-            await future
-        finally:
-            if future in self._pass_waiters:
-                self._pass_waiters.remove(future)
+        return self._watchers.watch()
 
     async def stop(self, timeout_s: float) -> None:
         """Disconnect, commit what is to be committed, end the loop; after ``timeout_s`` without mercy.
@@ -222,16 +216,21 @@ class Driver:
     async def _pass(self) -> bool:
         """One turn of the loop; True when it was the last."""
         self._finish_commit()
+        damage = self.mending.error
+        if damage is not None and self._commit is None and self._store_error is None:
+            self._lose_uncommitted(damage, [], time.monotonic())
         if self._store_error is not None and not await self._reload():
             return self._stopping
         now = time.monotonic()
+        if self._suspension.ended():
+            self.engine.submit(WokeUp(), now)
         self._feed(now)
         self.engine.handle_timer(now)
         self._begin_commit()
         self._act(now)
         if self._stopping and self._commit is None and not self._commands:
             return True
-        if self._commands or (self._links.waiting and self._may_feed() > 0):
+        if self._commands or ((self._links.waiting or self.taking.waiting) and self._may_feed() > 0):
             await asyncio.sleep(0)
         else:
             await self._sleep()
@@ -255,8 +254,10 @@ class Driver:
         return UNCOMMITTED_ITEMS_MAX - self._fed_since_commit
 
     def _feed(self, now: float) -> None:
-        for _ in range(min(len(self._commands), PASS_ITEMS_MAX)):
-            self._feed_command(self._commands.popleft(), now)
+        self._fed_since_commit += self.taking.feed(self.engine, now, min(PASS_ITEMS_MAX, self._may_feed()))
+        if not self.taking.waiting:
+            for _ in range(min(len(self._commands), PASS_ITEMS_MAX)):
+                self._feed_command(self._commands.popleft(), now)
         self._fed_since_commit += self._links.feed(self.engine, now, min(PASS_ITEMS_MAX, self._may_feed()))
 
     def _feed_command(self, submitted: Submitted, now: float) -> None:
@@ -269,7 +270,7 @@ class Driver:
             fail(future, error)
             return
         self._fed_since_commit += 1
-        if isinstance(submitted.command, _DURABLE):
+        if isinstance(submitted.command, DURABLE):
             self._next_commit.append((future, id))
         else:
             settle(future, id)
@@ -288,24 +289,22 @@ class Driver:
                 settle(future, id)
             return
         self._in_commit = waiting
-        self._commit = self._loop.run_in_executor(self._writer, self._apply, changes)
+        self._commit = self._loop.run_in_executor(self._writer, self._store.apply, changes)
         self._commit.add_done_callback(lambda _: self._wake.set())
-
-    def _apply(self, changes: Changes) -> None:
-        self._store.apply(changes)
 
     def _finish_commit(self) -> None:
         if self._commit is None or not self._commit.done():
             return
-        error = self._commit.exception()
-        self._commit = None
+        commit, self._commit = self._commit, None
+        error = commit.exception()
         waiting, self._in_commit = self._in_commit, []
         now = time.monotonic()
         if error is None:
             if self._store_failures:
                 logger.info("the store can be written again")
             self._store_failures = 0
-            self.engine.committed(now)
+            self.engine.committed(now, commit.result())
+            self._stir()
             for future, id in waiting:
                 settle(future, id)
             return
@@ -314,6 +313,11 @@ class Driver:
             raise error
         if not isinstance(error, StoreError):
             error = StoreUnavailable(f"the store could not be written ({type(error).__name__})")
+        self._lose_uncommitted(error, waiting, now)
+
+    def _lose_uncommitted(
+        self, error: StoreError, waiting: list[tuple[asyncio.Future[str | None], str | None]], now: float
+    ) -> None:
         self.engine.commit_failed(now)
         self._store_lost(error)
         # What was submitted while the commit was in flight lived in memory only, and is gone as well.
@@ -338,29 +342,22 @@ class Driver:
         delay_s = min(_RELOAD_MAX_S, _RELOAD_MIN_S * 2 ** min(self._store_failures - 1, 16))
         until = time.monotonic() + delay_s
         while (left_s := until - time.monotonic()) > 0 and not self._stopping:
-            self._refuse_messages(self._store_error)
+            self._commands = refused(self._commands, (*DURABLE, CallServer), self._store_error)
             timer = self._loop.call_later(left_s, self._wake.set)
             await self._wake.wait()
             timer.cancel()
             self._wake.clear()
-        self._refuse_messages(self._store_error)
+        self._commands = refused(self._commands, (*DURABLE, CallServer), self._store_error)
         try:
-            snapshot = await self.on_writer(self._store.load)
+            snapshot, handed = await self.on_writer(lambda: beginning(self._store))
         except (StoreError, OSError) as error:
             self._store_lost(error if isinstance(error, StoreError) else self._store_error)
             return False
         self._store_error = None
         self.engine.reload(snapshot, time.monotonic())
+        self.taking.begin(handed)
+        self.mending.end(None)
         return True
-
-    def _refuse_messages(self, error: StoreError) -> None:
-        kept: deque[Submitted] = deque()
-        for submitted in self._commands:
-            if isinstance(submitted.command, (*_DURABLE, CallServer)):
-                fail(submitted.future, error)
-            else:
-                kept.append(submitted)
-        self._commands = kept
 
     # --- what comes out ------------------------------------------------------------------------
 
@@ -401,9 +398,7 @@ class Driver:
         pending = self.engine.pending
         if events or pending != self._pending_told:
             self._pending_told = pending
-            waiters, self._pass_waiters = self._pass_waiters, []
-            for waiter in waiters:
-                settle(waiter, None)
+            self._watchers.wake()
 
     # --- the end -------------------------------------------------------------------------------
 
@@ -427,13 +422,14 @@ class Driver:
             fail(submitted.future, self.closed_error())
         for call in self._calls.values():
             fail(call, self.closed_error())
-        for waiter in self._pass_waiters:
-            fail(waiter, self.closed_error())
-        self._in_commit, self._next_commit, self._pass_waiters = [], [], []
+        self._watchers.fail(self.closed_error())
+        self._in_commit, self._next_commit = [], []
         self._commands.clear()
         if self._token_task is not None:
             self._token_task.cancel()
         self._links.close_all()
+        self.taking.end()
+        self.mending.end(self.closed_error())
         self._on_end(self.closed_error() if self.failure is not None else None)
 
     async def _reap(self) -> None:

@@ -12,22 +12,13 @@ import asyncio
 import weakref
 from collections import deque
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Self
 
-from whimbrel.errors import ClientClosed, InvalidArgument, WhimbrelError
+from whimbrel.errors import ClientClosed, EventsLost, InvalidArgument
 from whimbrel.model import Event
 
 LIVE_EVENTS_MAX = 10_000
 STREAMS_MAX = 1_000
-
-
-class EventsLost(WhimbrelError):
-    """This stream was read too slowly and has a hole now; the store has everything."""
-
-    code: ClassVar[str] = "events_lost"
-    default_hint: ClassVar[str] = (
-        "read client.messages again and open a new stream; use events(consumer=...) to miss nothing"
-    )
 
 
 class EventStream:
@@ -113,6 +104,11 @@ class EventHub:
         stream = EventStream(self, limit)
         self._streams.add(stream)
         return stream
+
+    @property
+    def listening(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._streams)
 
     def remove(self, stream: EventStream) -> None:
         """Send nothing more to it."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from whimbrel.core.contract import Command
@@ -32,3 +35,63 @@ def fail(future: asyncio.Future[T], error: BaseException) -> None:
         future.set_exception(error)
         # Nobody may be waiting any more; that is no reason for a warning.
         future.exception()
+
+
+def refused(
+    commands: deque[Submitted], kinds: tuple[type[Command], ...], error: BaseException
+) -> deque[Submitted]:
+    """Give the error to who waits for commands of these kinds; what is left are the others."""
+    kept: deque[Submitted] = deque()
+    for submitted in commands:
+        if isinstance(submitted.command, kinds):
+            fail(submitted.future, error)
+        else:
+            kept.append(submitted)
+    return kept
+
+
+class Watchers:
+    """Who waits until something may have changed.
+
+    A watch begins when it is made, so whoever watches first, and then looks, misses nothing.
+    """
+
+    def __init__(self) -> None:
+        self._watching: set[asyncio.Future[None]] = set()
+
+    def watch(self) -> asyncio.Future[None]:
+        """Done at the next change; to be cancelled by who does not want to know any more."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watching.add(future)
+        future.add_done_callback(self._watching.discard)
+        return future
+
+    def wake(self) -> None:
+        """Something may have changed."""
+        for future in list(self._watching):
+            settle(future, None)
+
+    def fail(self, error: BaseException) -> None:
+        """Nothing will change any more."""
+        for future in list(self._watching):
+            fail(future, error)
+
+
+class Turns:
+    """One at a time under each name; bounded by how many ask at once."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, asyncio.Future[None]] = {}
+
+    @asynccontextmanager
+    async def turn(self, name: str) -> AsyncIterator[None]:
+        """Wait until nobody else has this name, and have it."""
+        while (other := self._taken.get(name)) is not None:
+            await asyncio.wait([other])
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._taken[name] = mine
+        try:
+            yield
+        finally:
+            del self._taken[name]
+            mine.set_result(None)

@@ -1,15 +1,22 @@
-"""Opening a client's store: in memory without a path, else the encrypted file and its key."""
+"""Opening a client's store: in memory without a path, else the encrypted file and its key.
+
+A file may be open in several clients, of one process or many: one syncs it, the others are its guests.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from whimbrel.client.driver import ClientStore
-from whimbrel.errors import InvalidArgument
+from whimbrel.client.role import ClientStore
+from whimbrel.errors import InvalidArgument, StoreInUse
 from whimbrel.store.keys import open_key
 from whimbrel.store.memory import MemoryStore
+from whimbrel.store.sharing import MAKING_S
 from whimbrel.store.sqlite import SqliteStore
+
+_AGAIN_S = 0.05
 
 
 def open_store(
@@ -26,5 +33,14 @@ def open_store(
     if isinstance(key, bytes):
         if passphrase is not None:
             raise InvalidArgument("give a key or a passphrase, not both")
-        return SqliteStore(path, key)
-    return SqliteStore(path, open_key(path, place=key, passphrase=passphrase, prompt=prompt))
+        return SqliteStore(path, key, shared=True)
+    until = time.monotonic() + MAKING_S
+    while True:
+        try:
+            raw = open_key(path, place=key, passphrase=passphrase, prompt=prompt)
+            break
+        except StoreInUse:  # another program is making the store, and its key, at this instant
+            if time.monotonic() >= until:
+                raise
+            time.sleep(_AGAIN_S)
+    return SqliteStore(path, raw, shared=True)

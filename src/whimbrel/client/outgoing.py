@@ -1,7 +1,7 @@
 """What an app sends, checked and put into the engine's words before anything is queued.
 
 A message that could never be accepted is refused here, where the caller can still change it. The
-limits are those of ``protocol``. Also here: whether a stored row is the same message again.
+limits are those of ``protocol``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from whimbrel import protocol as p
-from whimbrel.core.contract import MessageRow, SendMessage
+from whimbrel.core.contract import SendMessage
 from whimbrel.errors import InvalidArgument, TooLarge
 from whimbrel.model import Content, Role
 
@@ -97,20 +97,3 @@ def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
     if len(text) > p.METADATA_BYTES_MAX:
         raise TooLarge(f"the metadata is {len(text)} bytes encoded, at most {p.METADATA_BYTES_MAX}")
     return plain
-
-
-def is_repeat(row: MessageRow, command: SendMessage) -> bool:
-    """Whether ``command`` asks for the very message of ``row`` again."""
-    if (row.conversation, row.format, row.body, row.role, row.reply_to) != (
-        command.conversation,
-        command.format,
-        command.body,
-        command.role,
-        command.reply_to,
-    ):
-        return False
-    try:
-        metadata = None if row.metadata is None else msgspec.json.decode(row.metadata)
-    except msgspec.DecodeError:
-        return False
-    return bool(metadata == command.metadata)

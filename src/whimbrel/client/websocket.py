@@ -209,7 +209,7 @@ def fault_of(error: BaseException) -> Fault:
                 kind="http",
                 text=f"HTTP status {response.status_code}",
                 status=response.status_code,
-                retry_after_s=retry_after(response.headers.get("Retry-After")),
+                retry_after_s=retry_after(response.headers.get("Retry-After"), response.headers.get("Date")),
             )
         case InvalidMessage() | InvalidHandshake() if isinstance(error.__cause__, EOFError | OSError):
             return Fault(kind="network", text="the connection was cut while opening")
@@ -240,18 +240,28 @@ def _closed_fault(error: ConnectionClosed) -> Fault:
     return Fault(kind="network", text="the connection was lost")
 
 
-def retry_after(value: str | None) -> float | None:
-    """Read a Retry-After header (RFC 9110, 10.2.3) as seconds from now, at most a day; nonsense is none."""
+def retry_after(value: str | None, date: str | None = None) -> float | None:
+    """Read a Retry-After header (RFC 9110, 10.2.3) as seconds from now, at most a day; nonsense is none.
+
+    ``date``: the Date header beside it, the clock that a time of day in it is of. Ours may be years off.
+    """
     if value is None:
         return None
     try:
         delay_s = float(value)
     except ValueError:
         try:
-            delay_s = parsedate_to_datetime(value).timestamp() - time.time()
+            delay_s = parsedate_to_datetime(value).timestamp() - _time_of(date)
         except (ValueError, OverflowError, IndexError, TypeError):
             return None
         delay_s = max(0.0, delay_s)
     if not 0 <= delay_s < float("inf"):
         return None
     return min(delay_s, _RETRY_AFTER_MAX_S)
+
+
+def _time_of(date: str | None) -> float:
+    try:
+        return time.time() if date is None else parsedate_to_datetime(date).timestamp()
+    except (ValueError, OverflowError, IndexError, TypeError):
+        return time.time()
