@@ -13,12 +13,14 @@ content, a key, a token or a password.
     │   └── KeyReused             the same key was used for other content
     ├── StoreError            this machine: its disk, its key
     │   ├── StoreUnavailable      cannot be opened (missing folder, read-only, not a store)
-    │   ├── StoreInUse            another process syncs this store
+    │   ├── StoreInUse            another process has it, in a way that cannot be shared
     │   ├── StoreKeyError         no key, or the wrong one
     │   ├── StoreFull             the disk is full
     │   ├── StoreCorrupt          the file is damaged
+    │   ├── NotAStore             the file is something else; left alone
     │   └── StoreTooNew           written by a newer version
     ├── QueueFull             the outbox is at its limit; nothing was taken
+    ├── EventsLost            a live stream was read too slowly; the store has everything
     ├── LinkError             the way to the server: wait, or look at the network
     │   ├── NotConnected          the call needs an answer and there is no link
     │   ├── ServerUnreachable     no connection could be made
@@ -47,6 +49,7 @@ __all__ = [
     "Conflict",
     "DeliveryFailed",
     "DeliveryPending",
+    "EventsLost",
     "Forbidden",
     "InsecureUrl",
     "InvalidArgument",
@@ -54,6 +57,7 @@ __all__ = [
     "InvalidUrl",
     "KeyReused",
     "LinkError",
+    "NotAStore",
     "NotConnected",
     "NotFound",
     "ProtocolError",
@@ -146,7 +150,7 @@ class StoreUnavailable(StoreError):
 
 
 class StoreInUse(StoreError):
-    """Another process syncs this store."""
+    """Another process has this store, or a consumer's name in it, in a way that cannot be shared."""
 
     code = "store_in_use"
     default_hint = "close the other program, or use a store of its own for this one"
@@ -173,6 +177,13 @@ class StoreCorrupt(StoreError):
     default_hint = "keep the file, and open a new store; what the server has will be fetched again"
 
 
+class NotAStore(StoreError):
+    """The file is evidently none of whimbrel's; it was left as it is."""
+
+    code = "not_a_store"
+    default_hint = "give another path for the store"
+
+
 class StoreTooNew(StoreError):
     """The store was written by a newer version of whimbrel."""
 
@@ -185,6 +196,13 @@ class QueueFull(WhimbrelError):
 
     code = "queue_full"
     default_hint = "wait until some messages are delivered, or raise the limit"
+
+
+class EventsLost(WhimbrelError):
+    """This stream was read too slowly and has a hole now; the store has everything."""
+
+    code = "events_lost"
+    default_hint = "read the messages again and open a new stream; events(consumer=...) misses nothing"
 
 
 class LinkError(WhimbrelError):
@@ -306,6 +324,9 @@ class DeliveryPending(WhimbrelError, TimeoutError):
 
 
 _REMOTE: dict[str, type[RemoteError]] = {
+    # The server says which of the two it is; the caller does the same about both.
+    "internal": ServerFailed,
+} | {
     kind.code: kind
     for kind in (
         Unauthorized,

@@ -8,7 +8,8 @@ from whimbrel.core.contract import Changes
 from whimbrel.errors import StoreFull
 from whimbrel.store.memory import MemoryStore
 from whimbrel.store.sqlite import SqliteStore
-from whimbrel.testing.store_conformance import FullStore, StoreConformance
+from whimbrel.testing.store_conformance import StoreConformance
+from whimbrel.testing.store_conformance_resets import FullStore
 
 KEY = bytes(range(32))
 

@@ -2,7 +2,7 @@
 
 The options here are the same for every command of a client. What is not said comes from the
 environment, then from the profile that ``login`` saved. The key of the store is opened first, since
-that may ask the person at the terminal; a store that another command holds is waited for a moment.
+that may ask the person at the terminal. Several commands may have one store open at a time.
 """
 
 from __future__ import annotations
@@ -200,20 +200,32 @@ def read_password(*, from_stdin: bool, new: bool = False, variable: str | None =
 @asynccontextmanager
 async def opened(target: Target) -> AsyncIterator[Client]:
     """A client on the target. Connecting goes on behind; closing waits for nothing that is queued."""
-    until = time.monotonic() + STORE_WAIT_S
-    while True:
-        client = target.client()
-        try:
-            await client.open()
-            break
-        except errors.StoreInUse:
-            if time.monotonic() >= until:
-                raise
-            await asyncio.sleep(_STORE_AGAIN_S)
+    client = target.client()
+    await client.open()
     try:
+        await _tell_rebuilt(client)
         yield client
     finally:
         await client.close(timeout=0.0)
+
+
+async def _tell_rebuilt(client: Client) -> None:
+    """Say what became of a store that was damaged; once, as the first stream of events does."""
+    from whimbrel.model import StoreRebuilt
+
+    if client.rebuilt is None:
+        return
+    async with client.events() as events:
+        event = await anext(events)
+    if isinstance(event, StoreRebuilt):
+        lost = f"{len(event.lost)} lost" if event.lost else "none known to be lost"
+        more = ", perhaps more" if event.lost_unknown else ""
+        say(
+            f"whimbrel: the store was damaged ({event.reason}) and made anew; the old one is"
+            f" {escaped(event.kept_at or 'gone')}; unsent messages: {event.salvaged} kept, {lost}{more}"
+        )
+        for gone in event.lost:
+            say(f"whimbrel: lost: {gone.id or f'message {gone.n}'} of {escaped(gone.conversation)}")
 
 
 async def catch_up(client: Client, timeout_s: float) -> None:
@@ -221,7 +233,7 @@ async def catch_up(client: Client, timeout_s: float) -> None:
 
     Raises ``NotConnected`` when that takes too long, ``Unauthorized`` when only logging in helps.
     """
-    from whimbrel.client.events import EventsLost
+    from whimbrel.errors import EventsLost
 
     try:
         async with asyncio.timeout(timeout_s):

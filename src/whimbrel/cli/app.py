@@ -31,7 +31,8 @@ Variables:
   WHIMBREL_PASSWORD                 the password for `login`
   WHIMBREL_PASSPHRASE               seals the store's key where the system has
                                     no key store
-  WHIMBREL_DATA                     the data folder of `serve` and `user`
+  WHIMBREL_DATA                     the data folder of `serve`, `user`, `backup`
+                                    and `restore`
   WHIMBREL_DEBUG=1                  logs and tracebacks on standard error
   NO_COLOR                          no colour
   XDG_CONFIG_HOME, XDG_DATA_HOME    where profiles and stores are"""
@@ -142,6 +143,17 @@ _command(
     "whimbrel serve",
     "whimbrel serve --data state --host 0.0.0.0 --port 443 --tls-cert chain.pem --tls-key key.pem",
     "whimbrel serve --port 0 --json",
+    group=_SERVER,
+)  # fmt: skip
+_command(
+    app, "backing:back_up", "backup", "Copy the server's data, also while it runs.",
+    "whimbrel backup backups/monday",
+    "whimbrel backup backups/monday --data state --without-key",
+    group=_SERVER,
+)  # fmt: skip
+_command(
+    app, "backing:restore", "restore", "Go back to a backup.",
+    "whimbrel restore backups/monday --replace",
     group=_SERVER,
 )  # fmt: skip
 user = App(name="user", help="Add users, change passwords.", group=_SERVER)

@@ -22,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from whimbrel import protocol as p
+from whimbrel.errors import InvalidArgument
 
 __all__ = ["ChatLine", "ChatLog", "ChatLogError", "user_name"]
 
@@ -44,7 +45,7 @@ _MODES = "@+%&~"
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_-")
 
 
-class ChatLogError(ValueError):
+class ChatLogError(InvalidArgument):
     """A chat log that cannot be used: not there, too large, or without a single line of a speaker."""
 
 

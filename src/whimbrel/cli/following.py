@@ -77,7 +77,7 @@ class Reader:
 
     async def follow(self, events: EventStream) -> AsyncIterator[Message | Event]:
         """What is new from now on, for ever, and all other events between. Raises ``Unauthorized``."""
-        from whimbrel.client.events import EventsLost
+        from whimbrel.errors import EventsLost
         from whimbrel.model import AuthChanged, MessageReceived
 
         async for message in self.all_unread():

@@ -65,7 +65,7 @@ def serve(
     from whimbrel.server.settings import ServerSettings
 
     settings = ServeSettings(
-        data=_folder(data),
+        data=data_folder(data),
         host=host,
         port=port,
         tls_cert=tls_cert,
@@ -86,7 +86,8 @@ def serve(
     return Exit.OK
 
 
-def _folder(data: Path | None) -> Path:
+def data_folder(data: Path | None) -> Path:
+    """The folder asked for, or the one by default."""
     return (data or profiles.server_data_path()).absolute()
 
 
@@ -146,7 +147,7 @@ def _give_password(
 
     user = fold_name(name)
     password = secrets.token_urlsafe(15) if generate else read_password(from_stdin=from_stdin, new=True)
-    accounts = open_accounts(_folder(data))
+    accounts = open_accounts(data_folder(data))
     try:
         if new:
             accounts.add_user(name, password)

@@ -3,12 +3,14 @@
     server.key    32 random bytes, 0600: every database is encrypted with a key derived from it
     server.lock   held (flock) by the one process that serves from here
     ledger.db     the permanent record        accounts.db   users, sessions, the server's secrets
+    ledger.db.mark   what the ledger must at least hold (``whimbrel.mark``)
 
 The folder is 0700. The key lies beside what it protects, so it guards a copied database or a backup
 without the key, not a stolen folder: keep them apart in backups. It is made at the first start and
 never again: databases without their key are an error, not a reason for a new one.
 
-``open_data`` is for the process that serves; ``open_accounts`` for those that work beside it.
+Copies are made by ``backup``. ``open_data`` is for the process that serves; ``open_accounts`` for those
+that work beside it.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ What the files hold is left to ``ledger_sqlite`` and ``accounts``.
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,13 +93,19 @@ def connect(path: Path, key: bytes, *, writes: bool = True) -> apsw.Connection:
         raise ValueError(f"a key has {KEY_BYTES} bytes")
     connection = apsw.Connection(str(path))
     try:
+        # Until the key is proven, closing writes nothing of the log back; one that only reads never does.
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         connection.set_busy_timeout(BUSY_TIMEOUT_MS)
         connection.pragma("key", f"raw:{key.hex()}")
+        # Heeded while the file is empty, and where a power cut tore its first page: what the log has of that
+        # page can only be deciphered by who knows its size.
+        connection.pragma("page_size", PAGE_SIZE_BYTES)
         if writes:
-            # Only heeded while the file is empty.
-            connection.pragma("page_size", PAGE_SIZE_BYTES)
             if connection.pragma("journal_mode") != "wal":
                 connection.pragma("journal_mode", "wal")
+            # A power cut may undo the removal of the journal that making the file took, or that rolled a
+            # cut-off attempt back: found again, it would undo everything committed since.
+            sync_folder(path)
             connection.pragma("cache_size", -CACHE_KIB)
             connection.pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
         else:
@@ -108,10 +115,24 @@ def connect(path: Path, key: bytes, *, writes: bool = True) -> apsw.Connection:
         connection.pragma("trusted_schema", False)
         # The first read is where a wrong key shows.
         connection.pragma("user_version")
+        if writes:
+            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in the folder of ``path`` durable. Raises ``apsw.IOError``."""
+    try:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise apsw.IOError(f"the folder of {path.name} cannot be synced") from error
 
 
 def migrate(connection: apsw.Connection, name: str) -> None:

@@ -19,14 +19,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
 
 from whimbrel import protocol as p
-from whimbrel.server.database import MACHINE_ERRORS, Readers, connect, migrate, store_errors
+from whimbrel.errors import StoreCorrupt, StoreUnavailable
+from whimbrel.mark import Mark, remove_mark
+from whimbrel.server.database import MACHINE_ERRORS, Readers, connect, migrate, store_errors, sync_folder
+from whimbrel.server.integrity import DAMAGE, Watch, damaged, examine, key_is_right
 from whimbrel.server.ledger import LedgerUnavailable, Operation, Outcome
 from whimbrel.server.ledger_memory import random_id
 from whimbrel.server.ledger_rows import LedgerRows
@@ -51,11 +54,17 @@ class SqliteLedger:
         self._new_id = new_id
         self._lock = threading.Lock()
         self._closed = False
+        self._damage: StoreCorrupt | None = None
+        self._on_damage: Callable[[StoreCorrupt], None] | None = None
+        self._watch: Watch | None = None
         self._readers = Readers(self._path, key)
         self._writer: apsw.Connection | None = None
         with store_errors(self._path):
-            writer = connect(self._path, key)
+            writer = _connect(self._path, key)
             try:
+                writer.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+                examine(writer, self._path, key)
+                writer.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
                 migrate(writer, "ledger")
                 self._rows = LedgerRows(writer.cursor())
                 writer.execute(
@@ -64,6 +73,10 @@ class SqliteLedger:
                     (new_id(),),
                 )
                 self._history, self._commit = self._rows.clock()
+                self._mark = self._new_mark()
+            except DAMAGE as error:
+                writer.close()
+                raise damaged(self._path, "a page is not what was written") from error
             except BaseException:
                 writer.close()
                 raise
@@ -111,6 +124,7 @@ class SqliteLedger:
                     return outcomes
             writer.execute("COMMIT")
             self._commit = commit
+            self._mark.note(commit)
             return outcomes
 
     def _one_by_one(
@@ -157,15 +171,22 @@ class SqliteLedger:
                     (self._new_id(), commit, commit, no),
                 )
             writer.execute("UPDATE meta SET history = ?, clock = ?, renewed = 1", (history, commit))
+            # No mark at all until the new history has its own: killed in between, either one opens.
+            self._mark.close()
+            remove_mark(self._path)
+            sync_folder(self._path)
             writer.execute("COMMIT")
             self._rows.forget()
             self._history, self._commit = history, commit
+            self._mark = self._new_mark()
 
     @contextmanager
     def _writing(self) -> Iterator[apsw.Connection]:
         with self._lock:
             if self._closed:
                 raise LedgerUnavailable("the ledger is closed")
+            if self._damage is not None:
+                raise LedgerUnavailable(str(self._damage))
             try:
                 if self._writer is None:
                     self._writer = connect(self._path, self._key)
@@ -173,6 +194,7 @@ class SqliteLedger:
                 self._rows.make_room()
                 yield self._writer
             except (apsw.Error, *MACHINE_ERRORS) as error:
+                self._note_damage(error)
                 self._give_up()
                 raise LedgerUnavailable(f"{self._path.name}: {type(error).__name__}") from error
             except BaseException:
@@ -183,6 +205,8 @@ class SqliteLedger:
         """Close the writer, which rolls back; the next call opens another."""
         writer, self._writer = self._writer, None
         if writer is not None:
+            if self._damage is not None:
+                writer.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             # What it could not roll back or write back is rolled back by whoever opens the file next.
             with contextlib.suppress(*MACHINE_ERRORS):
                 writer.close(True)
@@ -191,10 +215,13 @@ class SqliteLedger:
 
     @contextmanager
     def _reading(self) -> Iterator[LedgerRows]:
+        if self._damage is not None:
+            raise LedgerUnavailable(str(self._damage))
         try:
             with self._readers.snapshot() as cursor:
                 yield LedgerRows(cursor)
         except (apsw.Error, RecursionError, *MACHINE_ERRORS) as error:
+            self._note_damage(error)
             raise LedgerUnavailable(f"{self._path.name}: {type(error).__name__}") from error
 
     def heads(self, user: str, since_commit: int) -> list[p.Head]:
@@ -235,6 +262,11 @@ class SqliteLedger:
                 if member.left_at is None
             ]
 
+    def version(self, user: str) -> int:
+        """See ``Ledger``."""
+        with self._reading() as rows:
+            return rows.version(user)
+
     def members(self, conversation: str) -> tuple[str, ...]:
         """See ``Ledger``."""
         with self._reading() as rows:
@@ -256,15 +288,57 @@ class SqliteLedger:
                 return None
             return located[1] if member.floor < located[1] <= member.top(found) else None
 
+    def watch(self, on_damage: Callable[[StoreCorrupt], None]) -> None:
+        """Have damage told, once, on whatever thread finds it; and look for it beside the work.
+
+        From then on every call raises ``LedgerUnavailable``: a damaged ledger answers nothing.
+        """
+        self._on_damage = on_damage
+        if self._damage is not None:
+            on_damage(self._damage)
+        self._watch = Watch(self._path, self._key, self._found_damage)
+        self._watch.start()
+
+    def _note_damage(self, error: BaseException) -> None:
+        if isinstance(error, DAMAGE):
+            self._found_damage(damaged(self._path, "a page is not what was written"))
+
+    def _found_damage(self, error: StoreCorrupt) -> None:
+        if self._damage is None:
+            self._damage = error
+            if self._on_damage is not None:
+                self._on_damage(error)
+
+    def _new_mark(self) -> Mark:
+        try:
+            return Mark(self._path, self._key, self._history, self._commit)
+        except OSError as error:
+            raise StoreUnavailable(f"{self._path.name} cannot be marked: {error.strerror}") from error
+
     def close(self) -> None:
         """See ``Ledger``."""
+        if self._watch is not None:
+            self._watch.end()
         with self._lock:
             if not self._closed:
                 self._closed = True
+                self._mark.close()
                 self._readers.close()
                 self._anchor.close(True)
                 # The last to close brings the write-ahead log into the file.
                 self._give_up()
+
+
+def _connect(path: Path, key: bytes) -> apsw.Connection:
+    """Open it; a first page that is damaged, under the right key, is no wrong key."""
+    if not path.exists() and key_is_right(path, key):
+        raise damaged(path, "it is not there any more")
+    try:
+        return connect(path, key)
+    except DAMAGE as error:
+        if isinstance(error, apsw.NotADBError) and not key_is_right(path, key):
+            raise
+        raise damaged(path, "a page is not what was written") from error
 
 
 def _head(rows: LedgerRows, conversation: Conversation, member: Member, since_commit: int) -> p.Head | None:

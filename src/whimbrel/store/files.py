@@ -1,14 +1,16 @@
-"""The files beside the store's own: the lock that keeps it to one process, and the ballast.
+"""The files beside the store's own: the locks that only one process holds, and the ballast.
 
-``<store>.lock`` is locked, not made and removed: the lock goes with the process, however that ends, and the
-empty file stays. ``<store>.ballast`` holds room on the disk that is given up when the disk is full,
-so that what was delivered can still be written.
+``<store>.lock`` makes its holder the one that syncs the store; ``<store>.consumer-….lock`` makes it the
+one that reads under a consumer's name. They are locked, not made and removed: a lock goes with the process,
+however that ends, and the empty file stays. ``<store>.ballast`` holds room on the disk that is given up when
+the disk is full, so that what was delivered can still be written.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 from pathlib import Path
 
@@ -27,15 +29,22 @@ beginning: the outbox drains for as long as it takes.
 class ProcessLock:
     """Held from the start until ``release`` or the end of the process. Raises ``StoreInUse``, OSError."""
 
-    def __init__(self, store: Path) -> None:
-        path = store.with_name(store.name + ".lock")
+    def __init__(self, store: Path, consumer: str | None = None) -> None:
+        """``consumer``: the lock of this consumer's name, instead of the one of the store."""
+        if consumer is None:
+            path = store.with_name(store.name + ".lock")
+            refusal = f"another program, or another client in this one, uses {store}"
+        else:
+            named = hashlib.sha256(consumer.encode()).hexdigest()[:16]
+            path = store.with_name(f"{store.name}.consumer-{named}.lock")
+            refusal = f"another program, or another client in this one, reads as consumer {consumer}"
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._fd)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise StoreInUse(f"another program, or another client in this one, uses {store}") from error
+                raise StoreInUse(refusal) from error
             raise
 
     def release(self) -> None:
@@ -56,6 +65,10 @@ class Ballast:
     def spent(self) -> bool:
         """Whether the room was given up and the disk has hardly any again; takes it again if it can."""
         return not self.fill() and free_bytes(self._path.parent) < self._size_bytes
+
+    def gone(self) -> bool:
+        """Whether there is none, and hardly any room: what a guest looks at, who keeps no ballast."""
+        return not self._path.exists() and free_bytes(self._path.parent) < self._size_bytes
 
     def fill(self) -> bool:
         """Take the room, if the disk has it and some more; says whether it is held."""

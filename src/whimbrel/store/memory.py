@@ -14,16 +14,25 @@ from __future__ import annotations
 import copy
 import threading
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Self
 
-from whimbrel.core.contract import Changes, ConversationRow, MessageRow, Snapshot
+from whimbrel.core.contract import (
+    Changes,
+    ConversationRow,
+    HandedOver,
+    MessageRow,
+    Snapshot,
+    TakeHandoff,
+)
 from whimbrel.core.rows import conversation_of
 from whimbrel.errors import StoreError, StoreUnavailable
 from whimbrel.model import Conversation, Message
 from whimbrel.store.device import new_device_id
-from whimbrel.store.merge import LIMIT_MAX, merged, read_by_all, shown, updated, waiting
+from whimbrel.store.handoff import TAKEN_AT_ONCE, Limits, Outcome
+from whimbrel.store.handoff_memory import MemoryHandoff, Unclaimed
+from whimbrel.store.merge import LIMIT_MAX, displaced, merged, read_by_all, shown, updated, waiting
 
 
 class _Index:
@@ -61,6 +70,7 @@ class MemoryStore:
         self._indexes: dict[str, _Index] = {}
         self._arrivals: list[tuple[int, str]] = []
         self._arrival = 0
+        self._handoff = MemoryHandoff(self._meta["device"])
 
     def __repr__(self) -> str:
         return f"<MemoryStore of device {self._meta['device']}>"
@@ -79,6 +89,7 @@ class MemoryStore:
                 _rows=self._rows.copy(),
                 _indexes={id: index.copy() for id, index in self._indexes.items()},
                 _arrivals=self._arrivals.copy(),
+                _handoff=self._handoff.copy(),
             )
             return out
 
@@ -103,7 +114,7 @@ class MemoryStore:
                 arrival=self._arrival,
             )
 
-    def apply(self, changes: Changes) -> None:
+    def apply(self, changes: Changes) -> list[MessageRow]:
         """Write all of it, or raise and write none of it."""
         with self._open():
             device = changes.meta.get("device")
@@ -111,7 +122,9 @@ class MemoryStore:
                 raise StoreError(
                     "this store belongs to another device", hint="sign in as the device of the store"
                 )
+            self._handoff.check(changes)
             self._commit(changes)
+            return [copy.copy(row) for row in self._displaced(changes.resets)] if changes.resets else []
 
     def _commit(self, changes: Changes) -> None:
         """Carry the changes out, in their order. Cannot fail by itself; a simulator makes it fail."""
@@ -133,12 +146,15 @@ class MemoryStore:
                     out.read_at = at
                     self._put(row, out)
         self._meta.update(changes.meta)
+        self._handoff.settle(changes)
+        for id in set(changes.resets):
+            self._displace(id)
 
     def conversations(self) -> list[Conversation]:
         """List all conversations, by id."""
         with self._open():
             return [
-                conversation_of(row, pending=len(self._index(id).outbox))
+                conversation_of(row, pending=len(self._index(id).outbox) + len(self._handed(id)))
                 for id, row in sorted(self._conversations.items())
             ]
 
@@ -156,6 +172,7 @@ class MemoryStore:
                 rows += islice(self._log_rows(index, range(start, stop)), limit)
             tail = [self._rows[id] for id in index.tail] if before is None else []
             tail.sort(key=lambda row: (row.stream, row.n))
+            tail += self._handed(conversation) if before is None else []
             if after is not None:
                 rows += tail[: limit - len(rows)]
             else:
@@ -168,19 +185,26 @@ class MemoryStore:
     def message(self, id: str) -> Message | None:
         """One message by id, with its status."""
         with self._open():
-            row = self._rows.get(id)
+            row = self._rows.get(id) or self._handoff.row(id)
             return None if row is None else shown(row, self._read_to(row.conversation), self._user())
 
     def row(self, id: str) -> MessageRow | None:
         """The stored row of a message."""
         with self._open():
-            row = self._rows.get(id)
+            row = self._rows.get(id) or self._handoff.row(id)
             return None if row is None else copy.copy(row)
 
     def pending(self) -> list[Message]:
         """Own messages that are not settled, in queue order per conversation."""
         with self._open():
-            return [shown(row, 0, self._user()) for row in self._outbox()]
+            rows = self._outbox() + self._handoff.rows(self._rows.get)
+            rows.sort(key=lambda row: row.conversation)
+            return [shown(row, 0, self._user()) for row in rows]
+
+    def pending_count(self) -> int:
+        """How many own messages are not settled."""
+        with self._open():
+            return len(self._outbox()) + len(self._handoff.rows(self._rows.get))
 
     def arrivals(self, after: int, limit: int = 100) -> list[Message]:
         """Log entries in the order they came to this store."""
@@ -199,6 +223,42 @@ class MemoryStore:
         """Record that a consumer is done up to ``position``; never goes back."""
         with self._open():
             self._consumers[name] = max(position, self._consumers.get(name, 0))
+
+    def claim_consumer(self, name: str) -> Unclaimed:
+        """Be the only one that reads as this consumer: nobody else can."""
+        with self._open():
+            return Unclaimed()
+
+    @property
+    def guest(self) -> bool:
+        """Whether another process syncs it: never."""
+        return False
+
+    @property
+    def path(self) -> None:
+        """Where it is: nowhere that another could open it."""
+        return
+
+    def take_over(self) -> bool:
+        """Be the one that syncs it: it always is."""
+        return True
+
+    def data_version(self) -> int:
+        """A number that changes when somebody else writes, who is not there."""
+        return 0
+
+    def hand_over(self, commands: Sequence[tuple[HandedOver, float]], limits: Limits) -> list[Outcome]:
+        """Take commands in for who syncs it; see ``store.handoff``."""
+        with self._open():
+            left = {id for id, row in self._conversations.items() if row.left}
+            return self._handoff.hand_over(
+                commands, limits, known=self._rows.get, left=left.__contains__, queued=self._outbox()
+            )
+
+    def handed_over(self, after: int, limit: int = TAKEN_AT_ONCE) -> list[TakeHandoff]:
+        """What waits to be taken, in order, with a number above ``after``."""
+        with self._open():
+            return self._handoff.handed_over(after, limit, self._rows.get)
 
     def get_secret(self, name: str) -> str | None:
         """The value under ``name``, or None."""
@@ -241,6 +301,12 @@ class MemoryStore:
         rows = [self._rows[id] for index in self._indexes.values() for id in index.outbox]
         return sorted(rows, key=lambda row: (row.conversation, row.stream, row.n, row.id))
 
+    def _handed(self, conversation: str) -> list[MessageRow]:
+        return [row for row in self._handoff.rows(self._rows.get) if row.conversation == conversation]
+
+    def _displaced(self, conversations: list[str]) -> list[MessageRow]:
+        return [row for row in self._outbox() if row.stream == 0 and row.conversation in conversations]
+
     def _user(self) -> str:
         return self._meta.get("user", "")
 
@@ -264,20 +330,25 @@ class MemoryStore:
                 self._arrival = max(self._arrival, row.arrival)
         if row.own:
             _set(index.outbox, id, waiting(row))
-            _set(index.tail, id, row.arrival is None)
+            _set(index.tail, id, row.arrival is None or (row.seq is None and waiting(row)))
             _set(index.unread, id, row.seq is not None and row.read_at is None)
 
     def _reset(self, conversation: str) -> None:
-        """Forget the entries with a ``seq``; the arrival numbers they had are not given again."""
+        """Take their places from the entries of the log; forget those that lay beyond a gap."""
         index = self._index(conversation)
-        for _, id in index.log:
-            row = self._rows.pop(id)
-            if row.arrival is not None:
-                _remove(self._arrivals, (row.arrival, id))
-            index.outbox.discard(id)
-            index.tail.discard(id)
-            index.unread.discard(id)
-        index.log = []
+        for _, id in index.log.copy():
+            row = self._rows[id]
+            self._put(row, displaced(row, 0))
+            if not row.own and row.arrival is None:
+                del self._rows[id]
+
+    def _displace(self, conversation: str) -> None:
+        """Number all that waits there, in the order of sending, which is that of the rows."""
+        outbox = self._index(conversation).outbox
+        for n, id in enumerate([id for id in self._rows if id in outbox and self._rows[id].seq is None], 1):
+            out = copy.copy(self._rows[id])
+            out.stream, out.n = 0, n
+            self._put(self._rows[id], out)
 
 
 def _remove(entries: list[tuple[int, str]], entry: tuple[int, str]) -> None:

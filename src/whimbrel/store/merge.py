@@ -37,11 +37,23 @@ def merged(row: MessageRow, new: MessageRow) -> MessageRow:
     """The stored row after ``new`` of the same id came: its place and state, the old content."""
     out = copy.copy(row)
     out.seq = new.seq
-    out.arrival = new.arrival
+    if out.arrival is None:  # else the app has it: the entry came again, in a new history
+        out.arrival = new.arrival
     out.delivered_at = new.delivered_at
     # In the log it is delivered, whoever brings the news.
     out.state = SendState.DELIVERED if new.state is None and row.own else new.state
     out.void = new.void
+    return out
+
+
+def displaced(row: MessageRow, n: int) -> MessageRow:
+    """The stored entry after its history was replaced, the ``n``-th to be sent: see ``Changes.resets``."""
+    out = copy.copy(row)
+    out.seq = None
+    if out.own:
+        out.stream, out.n, out.state = 0, n, SendState.PENDING
+        out.reason, out.can_retry, out.retry_count, out.rounds = None, False, 0, 0
+        out.void = out.expires_at = out.delivered_at = out.read_at = None
     return out
 
 

@@ -30,8 +30,12 @@ class Store(Protocol):
     def load(self) -> Snapshot:
         """Read what the engine starts from."""
 
-    def apply(self, changes: Changes) -> None:
-        """Write all of it durably, or raise ``StoreError`` (``StoreFull`` …) and write none of it."""
+    def apply(self, changes: Changes) -> list[MessageRow]:
+        """Write all of it durably, or raise ``StoreError`` (``StoreFull`` …) and write none of it.
+
+        Gives the own messages that ``resets`` displaced and these changes did not place again, by
+        (conversation, order of sending); without resets nothing.
+        """
 
     def conversations(self) -> list[Conversation]:
         """List all conversations, by id, with the count of own messages that wait."""

@@ -16,6 +16,7 @@ import apsw
 from whimbrel.core.contract import ConversationRow, MessageRow, Snapshot
 from whimbrel.core.rows import conversation_of
 from whimbrel.model import Conversation, Message
+from whimbrel.store import handoff
 from whimbrel.store.merge import LIMIT_MAX, read_by_all, shown
 from whimbrel.store.rows import CONVERSATION_COLUMNS, MESSAGE_COLUMNS, conversation_row, message_row
 
@@ -29,7 +30,10 @@ _OUTBOX = f"{_MESSAGES} WHERE (waiting OR below) AND waiting ORDER BY conversati
 _LOG = f"{_MESSAGES} WHERE conversation = ? AND seq IS NOT NULL AND arrival IS NOT NULL"
 _NEWEST = f"{_LOG} AND seq < ? ORDER BY seq DESC LIMIT ?"
 _OLDEST = f"{_LOG} AND seq > ? AND seq < ? ORDER BY seq LIMIT ?"
-_TAIL = f"{_MESSAGES} WHERE conversation = ? AND (waiting OR below) AND below ORDER BY"
+_DISPLACED = (
+    f"{_MESSAGES} WHERE conversation = ? AND stream = 0 AND (waiting OR below) AND waiting ORDER BY n"
+)
+_TAIL = f"{_MESSAGES} WHERE conversation = ? AND (waiting OR below) AND (below OR seq IS NULL) ORDER BY"
 _TAIL_NEWEST = f"{_TAIL} stream DESC, n DESC LIMIT ?"
 _TAIL_OLDEST = f"{_TAIL} stream, n LIMIT ?"
 _BUFFERED = f"{_MESSAGES} WHERE conversation = ? AND seq IS NOT NULL AND seq > ? ORDER BY seq"
@@ -70,10 +74,32 @@ def outbox(db: apsw.Connection) -> list[MessageRow]:
     return [message_row(values) for values in db.execute(_OUTBOX)]
 
 
+def pending(db: apsw.Connection) -> list[Message]:
+    """Own messages that are not settled, by conversation in the order of their queues."""
+    rows = outbox(db) + handoff.rows(db)
+    rows.sort(key=lambda row: row.conversation)
+    return shown_rows(db, rows)
+
+
+def pending_count(db: apsw.Connection) -> int:
+    """How many own messages are not settled."""
+    queued: dict[str, int] = dict(db.execute(_WAITING))
+    return sum(queued.values()) + sum(handoff.counts(db).values())
+
+
+def displaced(db: apsw.Connection, conversation: str) -> list[MessageRow]:
+    """Own messages that wait for the new history of their conversation, in the order of the old one."""
+    return [message_row(values) for values in db.execute(_DISPLACED, (conversation,))]
+
+
 def conversations(db: apsw.Connection) -> list[Conversation]:
     """All conversations, by id."""
     waiting: dict[str, int] = dict(db.execute(_WAITING))
-    return [conversation_of(row, pending=waiting.get(row.id, 0)) for row in _conversations(db)]
+    handed = handoff.counts(db)
+    return [
+        conversation_of(row, pending=waiting.get(row.id, 0) + handed.get(row.id, 0))
+        for row in _conversations(db)
+    ]
 
 
 def _conversations(db: apsw.Connection) -> list[ConversationRow]:
@@ -83,8 +109,23 @@ def _conversations(db: apsw.Connection) -> list[ConversationRow]:
 def page(
     db: apsw.Connection, conversation: str, before: int | None, after: int | None, limit: int
 ) -> list[Message]:
-    """A page of a conversation, oldest first; what ``Store.messages`` says."""
+    """A page of a conversation, oldest first; what ``Store.messages`` says.
+
+    Messages that are handed over and not taken are its last.
+    """
     limit = min(max(limit, 0), LIMIT_MAX)
+    handed = handoff.rows(db, conversation) if before is None else []
+    if after is None:
+        handed = handed[max(len(handed) - limit, 0) :]
+        rows = _queued_and_log(db, conversation, before, None, limit - len(handed))
+    else:
+        rows = _queued_and_log(db, conversation, before, after, limit)
+    return shown_rows(db, (rows + handed)[:limit])
+
+
+def _queued_and_log(
+    db: apsw.Connection, conversation: str, before: int | None, after: int | None, limit: int
+) -> list[MessageRow]:
     below = _SEQ_MAX if before is None else before
     if after is not None:
         found = db.execute(_OLDEST, (conversation, after, below, limit)).fetchall()
@@ -97,7 +138,7 @@ def page(
         if len(found) < limit:
             found += db.execute(_NEWEST, (conversation, below, limit - len(found))).fetchall()
         found.reverse()
-    return shown_rows(db, [message_row(values) for values in found])
+    return [message_row(values) for values in found]
 
 
 def arrivals(db: apsw.Connection, after: int, limit: int) -> list[Message]:
@@ -113,9 +154,9 @@ def message(db: apsw.Connection, id: str) -> Message | None:
 
 
 def row(db: apsw.Connection, id: str) -> MessageRow | None:
-    """The stored row of a message."""
+    """The stored row of a message, or what it will be when it is taken."""
     found = db.execute(_BY_ID, (id,)).fetchall()
-    return message_row(found[0]) if found else None
+    return message_row(found[0]) if found else handoff.row(db, id)
 
 
 def shown_rows(db: apsw.Connection, rows: list[MessageRow]) -> list[Message]:

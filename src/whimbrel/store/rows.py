@@ -6,12 +6,14 @@ unknown kind, from a newer version, are read as what an app can show.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from whimbrel.core.contract import ConversationRow, MessageRow, OutboxUpdate
 from whimbrel.model import Attempt, FailureReason, SendState
+
+T = TypeVar("T")
 
 _STATES = {state.value: state for state in SendState}
 _REASONS = {reason.value: reason for reason in FailureReason}
@@ -28,7 +30,7 @@ CONVERSATION_COLUMNS = ", ".join(f'"{name}"' for name in _CONVERSATION)
 
 INSERT_MESSAGE = (
     f"INSERT INTO messages ({MESSAGE_COLUMNS}) VALUES ({', '.join('?' * len(_MESSAGE))})"  # noqa: S608
-    " ON CONFLICT (id) DO UPDATE SET seq = excluded.seq, arrival = excluded.arrival,"
+    " ON CONFLICT (id) DO UPDATE SET seq = excluded.seq, arrival = coalesce(arrival, excluded.arrival),"
     " delivered_at = excluded.delivered_at, void = excluded.void,"
     " state = CASE WHEN excluded.state IS NULL AND own THEN 'delivered' ELSE excluded.state END"
 )
@@ -104,8 +106,16 @@ def message_row(values: tuple[Any, ...]) -> MessageRow:
         row.state = _STATES.get(row.state)
     if row.reason is not None:
         row.reason = _REASONS.get(row.reason, FailureReason.UNKNOWN)
-    row.attempts = _attempts.decode(row.attempts) if row.attempts else ()  # type: ignore[arg-type]
+    row.attempts = _read(_attempts, row.attempts) if row.attempts else ()  # type: ignore[arg-type]
     return row
+
+
+def _read(decoder: msgspec.json.Decoder[tuple[T, ...]], text: str) -> tuple[T, ...]:
+    """What the text says; nothing, if a newer version says it in a way of its own."""
+    try:
+        return decoder.decode(text)
+    except msgspec.DecodeError:
+        return ()
 
 
 def conversation_values(row: ConversationRow) -> tuple[Any, ...]:
@@ -120,6 +130,6 @@ def conversation_row(values: tuple[Any, ...]) -> ConversationRow:
     """Read one row of ``SELECT CONVERSATION_COLUMNS``."""
     fields = dict(zip(_CONVERSATION, values, strict=True))
     fields["members"] = _members.decode(fields["members"])
-    fields["receipts"] = _receipts.decode(fields["receipts"])
+    fields["receipts"] = _read(_receipts, fields["receipts"])
     fields["left"] = bool(fields["left"])
     return ConversationRow(**fields)

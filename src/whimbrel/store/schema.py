@@ -7,6 +7,7 @@ is used as it is, without the derivation a passphrase needs. The schema's versio
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 from pathlib import Path
 
@@ -40,13 +41,18 @@ def connect(path: Path, key: bytes, *, reader: bool = False) -> apsw.Connection:
             )
         db.pragma("key", f"raw:{key.hex()}")
         db.set_busy_timeout(BUSY_TIMEOUT_MS)
+        # Heeded while the file is empty, and where a power cut tore its first page: what the log has of that
+        # page can only be deciphered by who knows its size.
+        db.pragma("page_size", PAGE_BYTES)
         db.execute("SELECT count(*) FROM sqlite_schema").fetchall()
         db.pragma("cache_size", -CACHE_KIB)
         db.pragma("temp_store", "memory")
         if not reader:
             db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
-            db.pragma("page_size", PAGE_BYTES)
             db.pragma("journal_mode", "wal")
+            # A power cut may undo the removal of the journal that making the file took, or that rolled a
+            # cut-off attempt back: found again, it would undo everything committed since.
+            sync_folder(path)
             db.pragma("synchronous", "full")
             db.pragma("fullfsync", 1)  # where fsync alone does not reach the disk
             db.pragma("wal_autocheckpoint", WAL_PAGES)
@@ -55,6 +61,15 @@ def connect(path: Path, key: bytes, *, reader: bool = False) -> apsw.Connection:
         db.close(True)
         raise
     return db
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in the folder of ``path`` durable. Raises OSError."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def migrations() -> list[tuple[int, str]]:
