@@ -33,10 +33,10 @@ class FailingLedger(MemoryLedger):
 class PlainSyncTokens:
     """Sync tokens one can read."""
 
-    def encode(self, history: str, commit: int) -> str:
+    def encode(self, history: str, commit: int, user: str) -> str:
         return f"{history}@{commit}"
 
-    def decode(self, token: str) -> tuple[str, int] | None:
+    def decode(self, token: str, user: str) -> tuple[str, int] | None:
         history, at, commit = token.partition("@")
         return (history, int(commit)) if at and commit.isdecimal() else None
 
@@ -57,10 +57,14 @@ class Rig:
 
     def authenticate(self, token: str) -> Identity:
         user, _, rest = token.partition("/")
-        device, _, expires_at = rest.partition("/")
-        if user not in USERS or float(expires_at) <= self.now:
+        device, _, text = rest.partition("/")
+        try:
+            expires_at = float(text)
+        except ValueError:
+            raise errors.Unauthorized from None
+        if user not in USERS or not self.now < expires_at:
             raise errors.Unauthorized
-        return Identity(user=user, device=device, expires_at=float(expires_at))
+        return Identity(user=user, device=device, expires_at=expires_at)
 
     def known_users(self, names: Collection[str]) -> set[str]:
         return USERS & set(names)

@@ -18,7 +18,7 @@ from tests.server.app_rig import Server, add_users, create, serving
 from whimbrel import errors
 from whimbrel import protocol as p
 from whimbrel.server.data import open_data
-from whimbrel.server.run import ServeSettings, serve
+from whimbrel.server.run import ServeSettings, _bind, serve
 from whimbrel.server.service import HttpSettings
 
 PROGRAM = """
@@ -268,3 +268,14 @@ async def test_a_body_that_comes_after_the_answer_costs_nothing(tmp_path: Path) 
                 writer.write(b"late")
         writer.close()
         await writer.wait_closed()
+
+
+def test_answers_do_not_wait_for_the_acknowledgement_of_their_head(tmp_path: Path) -> None:
+    with (
+        contextlib.closing(_bind(ServeSettings(data=tmp_path, port=0))) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
+        listener.setblocking(True)
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

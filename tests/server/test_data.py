@@ -35,7 +35,7 @@ def test_first_start_makes_a_private_folder(tmp_path: Path) -> None:
         assert mode(folder / "server.key") == 0o600
         assert len((folder / "server.key").read_bytes()) == 32
         left = {path.name for path in folder.iterdir() if not path.name.endswith(("-wal", "-shm"))}
-        assert left == {"server.key", "server.lock", "ledger.db", "accounts.db"}
+        assert left == {"server.key", "server.lock", "ledger.db", "ledger.db.mark", "accounts.db"}
 
 
 def test_everything_is_there_at_the_next_start(tmp_path: Path) -> None:
@@ -44,12 +44,12 @@ def test_everything_is_there_at_the_next_start(tmp_path: Path) -> None:
         data.accounts.add_user("ann", PASSWORD)
         events, key = log(data.ledger), (tmp_path / "server.key").read_bytes()
         access, _ = data.access_tokens.issue("ann", "a" * 26)
-        sync = data.sync_tokens.encode(data.ledger.history, data.ledger.commit)
+        sync = data.sync_tokens.encode(data.ledger.history, data.ledger.commit, "ann")
     data.close()
     with open_(tmp_path) as data:
         assert log(data.ledger) == events
         assert data.access_tokens.verify(access).user == "ann"
-        assert data.sync_tokens.decode(sync) == (data.ledger.history, data.ledger.commit)
+        assert data.sync_tokens.decode(sync, "ann") == (data.ledger.history, data.ledger.commit)
         assert data.accounts.verify("ann", PASSWORD)
         assert (tmp_path / "server.key").read_bytes() == key
         assert key.hex() not in repr(data)

@@ -569,3 +569,20 @@ def test_starting_anew_while_a_batch_is_in_flight_keeps_who_was_there_before() -
     rig.hub.settled(outcomes, rig.now)
     assert [event.seq for event in cat.take(p.Event)] == [2]
     assert rig.hub._fanout.members("c") == {"ann", "bob"}
+
+
+def test_who_knows_less_than_the_server_thinks_is_told_all_heads_and_nobody_else() -> None:
+    rig = Rig()
+    rig.create("c", "ann", "bob")
+    rig.create("d", "ann")
+    ann = rig.connect("ann")
+    ann.read()
+    ann.say(p.Compare(version=2))
+    assert ann.take(p.Heads) == []
+    ann.say(p.Compare(version=1))
+    (heads,) = ann.take(p.Heads)
+    assert {(head.conversation, head.seq) for head in heads.heads} == {("c", 1), ("d", 1)}
+    assert heads.sync == f"{rig.ledger.history}@{rig.ledger.commit}"
+    # Behind what waits for the ledger: what is on its way there counts as told.
+    ann.say(p.Send(conversation="c", stream=1, n=1, key="k", body="b", format="text"), p.Compare(version=3))
+    assert ann.take(p.Heads) == []

@@ -99,7 +99,11 @@ class Accounts:
                 self._connection.close()
                 raise
         self._readers = Readers(self._path, key)
-        self._access = AccessTokens(self.secret("access"), clock=clock)
+        try:
+            self._access = AccessTokens(self.secret("access"), clock=clock)
+        except BaseException:
+            self._connection.close()
+            raise
 
     def __repr__(self) -> str:
         return f"<Accounts in {self._path.name}>"

@@ -7,6 +7,8 @@ forgotten after a while, should the client have settled the number some other wa
 
 from __future__ import annotations
 
+import msgspec
+
 from whimbrel import protocol as p
 from whimbrel.server.credits import Buckets
 from whimbrel.server.session import Session
@@ -14,6 +16,23 @@ from whimbrel.server.settings import ServerSettings
 
 VOIDS_PER_SEND = 10
 """A user may give up messages so many times faster than send them: a full outbox is emptied at once."""
+
+
+_NAMES = (("conversation", p.ID_CHARS_MAX), ("key", p.KEY_CHARS_MAX), ("reason", p.ID_CHARS_MAX))
+CALL_ID_CHARS_MAX = p.FRAME_BYTES
+
+
+def shortened(item: p.ClientItem, numbers_max: int) -> p.ClientItem:
+    """Give the item with names no longer than it takes to see that they are too long.
+
+    Names are kept while something waits, and come back with the answer: a megabyte of them would, too.
+    """
+    if isinstance(item, p.Status):
+        item = msgspec.structs.replace(item, numbers=item.numbers[:numbers_max])
+    elif isinstance(item, p.Call) and len(item.id) > CALL_ID_CHARS_MAX:
+        item = msgspec.structs.replace(item, id=item.id[:CALL_ID_CHARS_MAX])
+    cut = {name: text[: most + 1] for name, most in _NAMES if len(text := getattr(item, name, "")) > most}
+    return msgspec.structs.replace(item, **cut) if cut else item
 
 
 class Admission:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from whimbrel import protocol as p
 from whimbrel.server import endpoints, streams
 from whimbrel.server.bodies import Document
+from whimbrel.server.connection import TRUSTED
 from whimbrel.server.http import Call, Route, endpoint
 from whimbrel.server.openapi import document
 from whimbrel.server.problem import problem
@@ -58,7 +59,7 @@ def create_app(service: Service) -> ASGIApp:
         if scope["type"] != "websocket":
             await http(scope, receive, send)
         elif scope["path"] == WEBSOCKET_PATH:
-            await serve_websocket(service.gateway, receive, send)
+            await serve_websocket(service.gateway, receive, send, scope.get("state", {}).get(TRUSTED))
         else:
             await refuse(scope, receive, send)
 

@@ -31,14 +31,15 @@ from whimbrel.server.settings import ServerSettings
 
 Callback: TypeAlias = Callable[[Outcome], None]
 """Called once, when an operation is settled or refused; must not raise."""
-Asked: TypeAlias = p.Send | p.Void | p.Status | p.Call
+Asked: TypeAlias = p.Send | p.Void | p.Status | p.Compare | p.Call
 
+_LIST_WEIGHT = 250
 _RECEIPTS_MIN = 100
 """So many receipts find room in every batch: a flood of messages does not hold them up for ever."""
 
 
 class _Entry:
-    __slots__ = ("callback", "item", "operation", "session", "weight")
+    __slots__ = ("callback", "item", "operation", "session", "size_bytes", "weight")
 
     def __init__(
         self,
@@ -52,8 +53,21 @@ class _Entry:
         self.session = session
         self.item = item
         self.callback = callback
-        self.weight = max(1, len(item.numbers)) if isinstance(item, p.Status) else 1
-        """What it counts for of all that its link may have waiting: every number is looked up."""
+        sized = operation.send if isinstance(operation, Append) else item
+        self.size_bytes = 0 if sized is None else _size_of(sized)
+        self.weight = 1 + self.size_bytes // 1024
+        """What it counts for of all that its link may have waiting."""
+        if isinstance(item, p.Status):
+            self.weight += len(item.numbers)  # every number is looked up
+        elif isinstance(item, p.Call) and item.op == "list":
+            self.weight += _LIST_WEIGHT  # a small question with a large answer
+
+
+def _size_of(item: Asked) -> int:
+    """About how much memory an item holds, where it may be much."""
+    if isinstance(item, p.Call):
+        return len(item.id) + len(item.title) + 64 * len(item.members)
+    return len(item.body) if isinstance(item, p.Send) else 0
 
 
 class Batches:
@@ -65,6 +79,7 @@ class Batches:
         self._fanout = fanout
         self._settings = settings
         self._queue: deque[_Entry] = deque()
+        self._size_bytes = 0
         self._in_flight: list[_Entry] | None = None
 
     @property
@@ -75,7 +90,8 @@ class Batches:
     @property
     def full(self) -> bool:
         """No more may wait."""
-        return self.waiting >= self._settings.waiting_max
+        limits = self._settings
+        return self.waiting >= limits.waiting_max or self._size_bytes >= limits.waiting_bytes_max
 
     @property
     def in_flight(self) -> bool:
@@ -90,11 +106,11 @@ class Batches:
         if self.waiting >= 2 * self._settings.waiting_max:
             self._answer(entry, Refused(code="unavailable", text="too much waits"), set())
         else:
-            self._queue.append(entry)
+            self._put(entry)
 
     def submit(self, operation: Operation, callback: Callback) -> None:
         """Queue an operation that no link sent."""
-        self._queue.append(_Entry(operation, callback=callback))
+        self._put(_Entry(operation, callback=callback))
 
     def take(self) -> list[Operation]:
         """Give the next batch; empty if nothing waits, or one is in flight."""
@@ -110,13 +126,14 @@ class Batches:
             and size_bytes < limits.batch_bytes_max
         ):
             entry = self._queue.popleft()
+            self._size_bytes -= entry.size_bytes
             if entry.operation is None and not operations:
                 self._answer_question(entry)
                 continue
             entries.append(entry)
             if entry.operation is not None:
                 operations.append(entry.operation)
-                size_bytes += len(entry.operation.send.body) if isinstance(entry.operation, Append) else 100
+                size_bytes += 100 + entry.size_bytes
         room = max(_RECEIPTS_MIN, limits.batch_operations_max - len(operations))
         for receipt in self._fanout.receipts.take(room):
             entries.append(_Entry(receipt))
@@ -174,6 +191,10 @@ class Batches:
         if unread is not None:
             raise unread  # when all others have their answer: who asked this has none
 
+    def _put(self, entry: _Entry) -> None:
+        self._queue.append(entry)
+        self._size_bytes += entry.size_bytes
+
     def _land(self) -> list[_Entry]:
         entries = self._in_flight
         assert entries is not None, "no batch is in flight"
@@ -194,7 +215,7 @@ class Batches:
         if isinstance(item, p.Call):
             self._tell(session, o.answer_of(item.id, outcome))
             return None
-        if isinstance(item, p.Status):
+        if isinstance(item, p.Status | p.Compare):
             return None
         if isinstance(outcome, Ahead):
             stream = (session.link, item.conversation, item.stream)
@@ -220,9 +241,13 @@ class Batches:
             size_bytes_max = self._settings.item_bytes_max
             self._tell(session, o.listing(item.id, self._ledger.conversations(identity.user), size_bytes_max))
             return
+        if isinstance(item, p.Compare):
+            if item.version != self._ledger.version(identity.user):
+                self._fanout.tell_all(session)
+            return
         assert isinstance(item, p.Status), "the only other question"
         expected: p.ServerItem | None = None
-        for n in sorted(set(item.numbers))[: self._settings.status_numbers_max]:
+        for n in sorted(set(item.numbers)):
             outcome = self._ledger.settled(identity.device, item.conversation, item.stream, n)
             if isinstance(outcome, Ahead):
                 expected = self._numbered(item, n, outcome)

@@ -32,11 +32,11 @@ from whimbrel.server.settings import ServerSettings
 class SyncTokens(Protocol):
     """Signs and reads sync tokens, which name a commit of a history."""
 
-    def encode(self, history: str, commit: int) -> str:
-        """Give the token of a place in a history."""
+    def encode(self, history: str, commit: int, user: str) -> str:
+        """Give a user's token of a place in a history."""
 
-    def decode(self, token: str) -> tuple[str, int] | None:
-        """Give what the token says; None if it is none of ours."""
+    def decode(self, token: str, user: str) -> tuple[str, int] | None:
+        """Give what the token says; None if it is none of ours, or another user's."""
 
 
 class Fanout:
@@ -187,9 +187,9 @@ class Fanout:
 
     # --- sync tokens
 
-    def ahead(self, sync: str | None) -> bool:
+    def ahead(self, sync: str | None, user: str) -> bool:
         """Whether a sync token proves that the ledger has lost commits."""
-        place = self._synctokens.decode(sync) if sync else None
+        place = self._synctokens.decode(sync, user) if sync else None
         if place is not None and place[0] == self._ledger.history and place[1] > self._ledger.commit:
             self.rewound = True
         return self.rewound
@@ -214,12 +214,12 @@ class Fanout:
         identity = session.identity
         assert identity is not None, "only a greeted session is told anything"
         since = 0
-        place = self._synctokens.decode(sync) if sync else None
+        place = self._synctokens.decode(sync, identity.user) if sync else None
         # A token of commit 0 is as good as any: who holds it knows of all there was, which was nothing.
         known = place is not None and place[0] == self._ledger.history
         if place is not None and known:
             since = place[1]
-        token = self._token(self.routed)
+        token = self._token(session, self.routed)
         heads = self._heads(session, since)
         return chunked(heads, self._settings.item_bytes_max), not known, token
 
@@ -238,7 +238,7 @@ class Fanout:
             return
         commit = self.receipts.safe_commit(self.routed)
         if commit > session.covered:
-            session.push(p.Heads(sync=self._token(commit)), commit)
+            session.push(p.Heads(sync=self._token(session, commit)), commit)
             self._roster.wake(session)
         elif self.routed > session.covered:
             self.touch(session)  # a receipt holds the promise back: later
@@ -253,7 +253,7 @@ class Fanout:
         if commit <= session.covered:
             return None
         session.cover(commit)
-        return self._token(commit)
+        return self._token(session, commit)
 
     def catch_up(self, session: Session) -> list[p.ServerItem]:
         """Give the heads that stand for the pushes a slow session missed; it is pushed to again."""
@@ -262,7 +262,15 @@ class Fanout:
         session.cover(self.routed)
         *parts, last = chunked(heads, self._settings.item_bytes_max)
         items: list[p.ServerItem] = [p.Heads(heads=part) for part in parts]
-        return [*items, p.Heads(heads=last, sync=self._token(self.routed))]
+        return [*items, p.Heads(heads=last, sync=self._token(session, self.routed))]
+
+    def tell_all(self, session: Session) -> None:
+        """Queue all heads: the client does not know all it was told."""
+        *parts, last = chunked(self._heads(session, 0), self._settings.item_bytes_max)
+        for part in parts:
+            session.answer(p.Heads(heads=part))
+        session.answer(p.Heads(heads=last, sync=self._token(session, self.routed)), self.routed)
+        self._roster.wake(session)
 
     def _heads(self, session: Session, since: int) -> list[p.Head]:
         assert session.identity is not None, "only a greeted session is told anything"
@@ -271,5 +279,6 @@ class Fanout:
             return [head for head in heads if head.conversation == session.only]
         return heads
 
-    def _token(self, commit: int) -> str:
-        return self._synctokens.encode(self._ledger.history, commit)
+    def _token(self, session: Session, commit: int) -> str:
+        assert session.identity is not None, "only a greeted session is told anything"
+        return self._synctokens.encode(self._ledger.history, commit, session.identity.user)

@@ -102,6 +102,10 @@ class Gateway:
             self.hub.receive(link.number, item, now)
         self.turn()
 
+    def greeted(self, link: Link) -> bool:
+        """Whether it is known who speaks on this link."""
+        return self.hub.greeted(link.number)
+
     def broken(self, link: Link) -> None:
         """What came cannot be read."""
         self.hub.broken(link.number, time.monotonic())

@@ -142,8 +142,15 @@ async def _body(request: Request, route: Route, within_s: float) -> Any:
                     raise errors.TooLarge(f"the body is over {route.body_bytes_max} bytes")
     except TimeoutError:
         raise errors.InvalidRequest("the body came too slowly") from None
+    return decode_body(bytes(data), route.body)
+
+
+def decode_body(data: bytes, kind: type[T]) -> T:
+    """Read a body. Raises ``InvalidRequest`` and ``TooLarge``, and nothing else."""
     try:
-        return msgspec.json.decode(bytes(data), type=route.body)
+        if "metadata" in getattr(kind, "__struct_fields__", ()) and p.bulky(data):
+            raise errors.TooLarge(f"the metadata are over {p.METADATA_BYTES_MAX} bytes")
+        return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         # The text names the place and the kind, never the value; a cause might show more.
         text = str(error) if isinstance(error, msgspec.DecodeError) else "not JSON"

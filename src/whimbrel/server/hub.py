@@ -35,7 +35,7 @@ from typing import TypeAlias
 from whimbrel import errors
 from whimbrel import protocol as p
 from whimbrel.server import outcomes as o
-from whimbrel.server.admission import Admission
+from whimbrel.server.admission import Admission, shortened
 from whimbrel.server.batches import Batches, Callback
 from whimbrel.server.fanout import Fanout, SyncTokens
 from whimbrel.server.ledger import Append, AppendVoid, Ledger, Operation, Outcome, Refused
@@ -171,6 +171,11 @@ class Hub:
         if session is not None and session.closing is None:
             self._turn_away(session, "protocol", "a frame is a JSON array of items")
 
+    def greeted(self, link: int) -> bool:
+        """Whether it is known who speaks on this link."""
+        session = self._roster.sessions.get(link)
+        return session is not None and session.live
+
     def congested(self, link: int) -> bool:
         """Whether the driver should stop reading this link until it has less to write or to settle."""
         session = self._roster.sessions.get(link)
@@ -302,9 +307,7 @@ class Hub:
             self._turn_away(session, "rate_limited", "too many links of this user")
             return
         self._welcome(session, identity, hello.sync, now)
-        if not session.live:
-            return
-        replaced = self._roster.own(session)
+        replaced = self._roster.own(session) if session.live else None
         if replaced is not None:
             replaced.answer(p.Goaway(reason="replaced"))
             self._roster.end(replaced, "replaced")
@@ -314,7 +317,7 @@ class Hub:
         self._roster.join(session, identity)
         session.expires_at = now + identity.expires_at - wall
         self._arm(session)
-        if self._fanout.ahead(sync):
+        if self._fanout.ahead(sync, identity.user):
             session.answer(p.Goaway(reconnect_in_s=self._settings.unavailable_retry_s, reason="unavailable"))
             self._roster.end(session, "unavailable")
             return
@@ -375,6 +378,7 @@ class Hub:
     # --- requests
 
     def _request(self, session: Session, identity: Identity, item: p.ClientItem, now: float) -> None:
+        item = shortened(item, self._settings.status_numbers_max)
         if isinstance(item, p.Send):
             rejected = self._admission.check(session, identity.user, item, now)
             if rejected is not None:
@@ -387,10 +391,9 @@ class Hub:
                 self._tell(session, rejected)
                 return
             session.holes.pop((item.conversation, item.stream), None)
-            self._batches.ask(
-                session, item, AppendVoid(user=identity.user, device=identity.device, void=item)
-            )
-        elif isinstance(item, p.Status):
+            void = AppendVoid(user=identity.user, device=identity.device, void=item)
+            self._batches.ask(session, item, void)
+        elif isinstance(item, p.Status | p.Compare):
             self._batches.ask(session, item, None)
         elif isinstance(item, p.Received):
             self.report_receipt(identity.user, item.conversation, received=item.seq)
@@ -413,9 +416,8 @@ class Hub:
             self._batches.ask(session, item, None)
             return
         if wait_s := self._admission.charge(identity.user, now):
-            self._tell(
-                session, p.Answer(id=item.id, code="rate_limited", text=f"too fast: wait {wait_s:.1f} s")
-            )
+            text = f"too fast: wait {wait_s:.1f} s"
+            self._tell(session, p.Answer(id=item.id, code="rate_limited", text=text))
             return
         operation = o.operation_of(item, identity, self._known_users)
         if isinstance(operation, Refused):
@@ -424,12 +426,10 @@ class Hub:
             self._batches.ask(session, item, operation)
 
     def _renew(self, session: Session, identity: Identity, item: p.Auth, now: float) -> None:
-        if now - session.renewed_at < self._settings.renew_interval_s:
+        interval_s = self._settings.renew_interval_s
+        if now - session.renewed_at < interval_s:
             self._tell(
-                session,
-                p.Error(
-                    code="rate_limited", text="too many tokens", retry_after_s=self._settings.renew_interval_s
-                ),
+                session, p.Error(code="rate_limited", text="too many tokens", retry_after_s=interval_s)
             )
             return
         session.renewed_at = now

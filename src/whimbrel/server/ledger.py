@@ -60,6 +60,9 @@ class CreateConversation(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     members: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return f"<CreateConversation {self.conversation}>"
+
 
 class AddMember(msgspec.Struct, frozen=True, kw_only=True):
     """A member adds ``member``, who sees the log from its own joining on; repeated: no change."""
@@ -178,6 +181,9 @@ class Ledger(Protocol):
 
     def conversations(self, user: str) -> list[p.ConversationInfo]:
         """All conversations of which ``user`` is a member, by id."""
+
+    def version(self, user: str) -> int:
+        """The sum of the last ``seq`` of all conversations of which ``user`` is a member."""
 
     def members(self, conversation: str) -> tuple[str, ...]:
         """The present members, by name; empty if there is no such conversation."""

@@ -223,6 +223,13 @@ class MemoryLedger:
                 if state.members[id][user].left_at is None
             ]
 
+    def version(self, user: str) -> int:
+        """See ``Ledger``."""
+        with self._open():
+            state = self.state
+            ids = state.of_user.get(user, ())
+            return sum(state.conversations[id].seq for id in ids if state.members[id][user].left_at is None)
+
     def members(self, conversation: str) -> tuple[str, ...]:
         """See ``Ledger``."""
         with self._open():

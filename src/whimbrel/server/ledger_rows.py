@@ -37,6 +37,9 @@ _CHANGED_BY_USER = f"""
     ON c.no = m.conversation WHERE m.user = ?1 AND c.changed > ?2 ORDER BY c.id"""  # noqa: S608 - constants
 _CONVERSATION_BY_ID = f"SELECT {_CONVERSATION} FROM conversations c WHERE c.id = ?"  # noqa: S608
 _MEMBER_OF = f"SELECT {_MEMBER} FROM members m WHERE m.user = ? AND m.conversation = ?"  # noqa: S608
+_VERSION = """
+    SELECT coalesce(sum(c.seq), 0) FROM members m CROSS JOIN conversations c ON c.no = m.conversation
+    WHERE m.user = ? AND m.left_at IS NULL"""
 _PRESENT = f"""
     SELECT {_MEMBER} FROM members m INDEXED BY members_conversation
     WHERE m.conversation = ? AND m.left_at IS NULL ORDER BY m.user"""  # noqa: S608 - constants
@@ -134,6 +137,11 @@ class LedgerRows:
         """Give the present members, by name."""
         no = self._conversation_no(conversation)
         return [] if no is None else [_member(conversation, row) for row in self._execute(_PRESENT, (no,))]
+
+    def version(self, user: str) -> int:
+        """See ``Ledger``."""
+        row = self._one(_VERSION, (user,))
+        return 0 if row is None else int(row[0])
 
     def present(self, conversation: str) -> set[str]:
         """See ``Records``."""

@@ -47,7 +47,13 @@ def _operation(route: Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
         "summary": (route.handler.__doc__ or "").strip(),
         "parameters": [
             *(
-                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                # A slash would be another path, however it is escaped.
+                {
+                    "name": name,
+                    "in": "path",
+                    "required": True,
+                    "schema": {"type": "string", "minLength": 1, "pattern": "^[^/]+$"},
+                }
                 for name in re.findall(r"{(\w+)}", route.path)
             ),
             *(

@@ -21,11 +21,12 @@ from pathlib import Path
 
 import msgspec
 import uvicorn
+from starlette.types import ASGIApp
 
 from whimbrel import errors
 from whimbrel import protocol as p
 from whimbrel.server.app import create_app
-from whimbrel.server.connection import GuardedWebSocketProtocol, protocol_class
+from whimbrel.server.connection import REFUSED_MAX, GuardedWebSocketProtocol, protocol_class
 from whimbrel.server.data import ServerData, open_data
 from whimbrel.server.gateway import Gateway
 from whimbrel.server.hub import Hub, Identity, ServerSettings
@@ -36,6 +37,10 @@ _log = logging.getLogger(__name__)
 
 UNACKNOWLEDGED_MS_MAX = 60_000
 """A peer that acknowledges nothing for so long is gone; frees what the system buffers for it."""
+
+
+FILES_RESERVED = 64
+"""Open files that are no connections: the databases, the event loop, the log."""
 
 
 class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +55,8 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True):
     insecure: bool = False
     """Serve plain http off the loopback, for others on the way to read."""
     headers_within_s: float = 10.0
+    connections_max: int = 20_000
+    """Of all kinds; one more is answered 503. Fewer if the system allows the process too few open files."""
     shutdown_spread_s: float = 5.0
     """Over how long clients spread their return after a shutdown."""
     shutdown_within_s: float = 10.0
@@ -95,10 +102,12 @@ async def _serve(
         settings=settings.server,
         http=settings.http,
     )
-    server = _Server(_config(settings, service))
+    server = _Server(configured(settings, create_app(service)))
     serving = asyncio.ensure_future(server.serve(sockets=[listener]))
     stop = asyncio.Event()
     waiting = asyncio.ensure_future(stop.wait())
+    damaged: asyncio.Future[errors.StoreCorrupt] = asyncio.get_running_loop().create_future()
+    data.ledger.watch(_teller(damaged))
     try:
         with _signals(stop, server):
             started = asyncio.ensure_future(server.listening.wait())
@@ -106,7 +115,7 @@ async def _serve(
             started.cancel()
             if not serving.done():
                 ready()
-                await asyncio.wait((waiting, serving), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((waiting, serving, damaged), return_when=asyncio.FIRST_COMPLETED)
             await _leave(settings, gateway, server, serving)
     except asyncio.CancelledError:
         await _leave(settings, gateway, server, serving)
@@ -115,6 +124,23 @@ async def _serve(
         waiting.cancel()
         service.close()
         writer.close()
+    if damaged.done():
+        raise damaged.result()
+
+
+def _teller(damaged: asyncio.Future[errors.StoreCorrupt]) -> Callable[[errors.StoreCorrupt], None]:
+    """What tells of damage, from any thread."""
+    loop = asyncio.get_running_loop()
+
+    def tell(error: errors.StoreCorrupt) -> None:
+        def settle() -> None:
+            if not damaged.done():
+                damaged.set_result(error)
+
+        with contextlib.suppress(RuntimeError):  # the loop is over, and nothing is served any more
+            loop.call_soon_threadsafe(settle)
+
+    return tell
 
 
 async def _leave(
@@ -140,10 +166,24 @@ def _hub(settings: ServeSettings, data: ServerData) -> Hub:
     )
 
 
-def _config(settings: ServeSettings, service: Service) -> uvicorn.Config:
+def _connections_max(settings: ServeSettings) -> int:
+    """Give how many connections there may be, so that the ledger can always open its files."""
+    with contextlib.suppress(ImportError):
+        import resource  # noqa: PLC0415 - absent on some platforms
+
+        files_max, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if files_max != resource.RLIM_INFINITY:
+            # Those being refused hold a file as well.
+            room = files_max - FILES_RESERVED - REFUSED_MAX
+            return max(1, min(settings.connections_max, room))
+    return settings.connections_max
+
+
+def configured(settings: ServeSettings, app: ASGIApp) -> uvicorn.Config:
+    """Give uvicorn's configuration for this application, with all its bounds. Raises ``InvalidArgument``."""
     config = uvicorn.Config(
-        create_app(service),
-        http=protocol_class(settings.headers_within_s),
+        app,
+        http=protocol_class(settings.headers_within_s, _connections_max(settings)),
         ws=GuardedWebSocketProtocol,
         ws_max_size=p.FRAME_BYTES_MAX,
         ws_per_message_deflate=False,
@@ -237,6 +277,9 @@ def _bind(settings: ServeSettings) -> socket.socket:
         # A killed server's connections linger; without this they would hold the port for a minute.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        # Inherited by every connection. asyncio sees to it only for sockets that name their protocol, and an
+        # answer of two writes would wait for the peer's delayed acknowledgement: 40 ms each.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS_MAX)
         listener.bind(address)

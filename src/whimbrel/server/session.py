@@ -54,7 +54,11 @@ def size_of(item: p.ServerItem) -> int:
             150 + 24 * len(head.members or ()) + 60 * len(head.receipts or ()) for head in item.heads
         )
     if isinstance(item, p.Answer):
-        return 200 + sum(200 + len(info.title) + 24 * len(info.members) for info in item.conversations)
+        return (
+            200
+            + len(item.id)
+            + sum(200 + len(info.title) + 24 * len(info.members) for info in item.conversations)
+        )
     return 200
 
 

@@ -24,7 +24,10 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     batch_bytes_max: int = 8 * 1024 * 1024
     waiting_max: int = 20_000
     """Operations waiting over all links; beyond, every link is congested and HTTP calls are refused."""
+    waiting_bytes_max: int = 64 * 1024 * 1024
+    """Of content, likewise."""
     waiting_per_link_max: int = 1_000
+    """In operations; a large one counts as many, one for each KiB."""
     unavailable_retry_s: float = 1.0
     """How long after a failed batch the next one is tried, and what the refused are told."""
     send_accepted: bool = False

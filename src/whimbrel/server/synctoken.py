@@ -37,13 +37,13 @@ class SyncTokens:
     def __repr__(self) -> str:
         return "<SyncTokens>"
 
-    def encode(self, history: str, commit: int) -> str:
-        """Give the token that says: has everything of ``history`` up to ``commit``."""
+    def encode(self, history: str, commit: int, user: str) -> str:
+        """Give the token that says: this user has everything of ``history`` up to ``commit``."""
         said = _encode((_VERSION, history, {_SHARD: commit}))
-        return base64.urlsafe_b64encode(self._mac(said) + said).decode().rstrip("=")
+        return base64.urlsafe_b64encode(self._mac(user, said) + said).decode().rstrip("=")
 
-    def decode(self, token: str) -> tuple[str, int] | None:
-        """Give (history, commit), or None for what this server did not sign. Never raises."""
+    def decode(self, token: str, user: str) -> tuple[str, int] | None:
+        """Give (history, commit), or None for what this server did not sign for this user. Never raises."""
         if len(token) > TOKEN_CHARS_MAX or not token.isascii():
             return None
         try:
@@ -51,7 +51,7 @@ class SyncTokens:
         except (binascii.Error, ValueError):
             return None
         mac, said = raw[:_MAC_BYTES], raw[_MAC_BYTES:]
-        if not hmac.compare_digest(mac, self._mac(said)):
+        if not hmac.compare_digest(mac, self._mac(user, said)):
             return None
         try:
             version, history, commits = _decode(said)
@@ -60,6 +60,8 @@ class SyncTokens:
         commit = commits.get(_SHARD, -1)
         return (history, commit) if version == _VERSION and commit >= 0 else None
 
-    def _mac(self, said: bytes) -> bytes:
-        # The prefix keeps a signature of ours from being good for anything else under this secret.
-        return hmac.digest(self._secret, b"whimbrel sync token\0" + said, hashlib.sha256)[:_MAC_BYTES]
+    def _mac(self, user: str, said: bytes) -> bytes:
+        # The prefix keeps a signature of ours from being good for anything else under this secret, and the
+        # user from being good for others: what one was told of, another was not.
+        whose = b"whimbrel sync token\0%d\0" % len(user) + user.encode()
+        return hmac.digest(self._secret, whose + said, hashlib.sha256)[:_MAC_BYTES]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -27,15 +27,17 @@ CLOSE_CODE_OTHERS = 1013
 """Try again later."""
 
 
-async def serve_websocket(gateway: Gateway, receive: Receive, send: Send) -> None:
-    """Serve one connection until either side closes it; the scope was routed here already."""
+async def serve_websocket(
+    gateway: Gateway, receive: Receive, send: Send, trust: Callable[[], None] | None = None
+) -> None:
+    """Serve one connection until either side closes it; ``trust`` is called once it has greeted."""
     await receive()
     await send({"type": "websocket.accept"})
     task = asyncio.current_task()
     assert task is not None, "runs in a task"
     link = gateway.open(task.cancel)
     writing = asyncio.ensure_future(_write(gateway, link, send))
-    reading = asyncio.ensure_future(_read(gateway, link, receive))
+    reading = asyncio.ensure_future(_read(gateway, link, receive, trust))
     try:
         # Reading ends when the client is gone; writing when the hub wants the link closed.
         await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
@@ -51,7 +53,7 @@ async def serve_websocket(gateway: Gateway, receive: Receive, send: Send) -> Non
                 _log.error("a link ended by %s", type(end).__name__)
 
 
-async def _read(gateway: Gateway, link: Link, receive: Receive) -> None:
+async def _read(gateway: Gateway, link: Link, receive: Receive, trust: Callable[[], None] | None) -> None:
     while True:
         message = await receive()
         if message["type"] == "websocket.disconnect":
@@ -61,6 +63,9 @@ async def _read(gateway: Gateway, link: Link, receive: Receive) -> None:
                 if index:
                     await asyncio.sleep(0)  # others' turn, however much one frame holds
                 gateway.receive(link, part)
+                if trust is not None and gateway.greeted(link):
+                    trust()
+                    trust = None
                 await gateway.relieved(link)
         except ProtocolError:
             gateway.broken(link)
@@ -72,7 +77,9 @@ def _parts(items: list[p.ClientItem | p.Unknown]) -> Iterator[list[p.ClientItem 
     """Split a frame so that what one part costs is bounded: a small item may ask for a large answer."""
     part: list[p.ClientItem | p.Unknown] = []
     for item in items:
-        costly = isinstance(item, p.Fetch | p.Status)
+        costly = isinstance(item, p.Fetch | p.Status | p.Compare) or (
+            isinstance(item, p.Call) and item.op == "list"
+        )
         if part and (costly or len(part) >= PART_ITEMS_MAX):
             yield part
             part = []
