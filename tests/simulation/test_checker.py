@@ -7,7 +7,7 @@ import pytest
 
 from whimbrel.model import FailureReason, SendState
 from whimbrel.testing import checker
-from whimbrel.testing.history import Claim, History, ReadUpTo, Sighting, Submission, Usage
+from whimbrel.testing.history import Claim, History, Move, ReadUpTo, Sighting, Submission, Usage
 from whimbrel.testing.simclock import EPOCH_S
 
 USERS = {"phone": "ann", "laptop": "bob"}
@@ -50,32 +50,44 @@ def good() -> History:
         for device in USERS:
             history.live.append(seen(seq, device=device))
             history.consumed.append(seen(seq, device=device))
+    history.whole["all"] = [seen(seq, at_s=EPOCH_S + seq) for seq in (1, 2, 3)]
     for user in USERS.values():
-        history.logs[user, "all"] = [seen(seq, at_s=EPOCH_S + seq) for seq in (1, 2, 3)]
+        history.logs[user, "all"] = history.whole["all"].copy()
+        history.stored(user, "all", 2.0, 3)
+    history.moves["all"] = [Move(user=user, seq=1, at_s=0.0, joined=True) for user in USERS.values()]
     history.reads.append(ReadUpTo(user="bob", conversation="all", seq=2, at_s=10.0))
     history.claims.append(claim(2, SendState.READ, at_s=11.0))
-    told = ReadUpTo(user="bob", conversation="all", seq=2, at_s=11.0)
+    told = ReadUpTo(user="bob", conversation="all", seq=2, at_s=11.0, received=3)
     history.receipts.append(("phone", 0, told))
     history.told_received = {("phone", "all", "bob"): 3, ("laptop", "all", "ann"): 3}
-    history.usage["phone", 0] = Usage(opened=1, items=10)
+    for phase in checker.LIMITS:
+        history.usage["phone", phase, 0] = Usage(opened=1, items=10, refreshed=1, turns=20)
     history.waiting = {"phone": 0, "laptop": 0}
     history.drained_s = 20.0
     return history
 
 
+def logs(history: History) -> list[list[Sighting]]:
+    return [history.whole["all"], *history.logs.values()]
+
+
 def lost(history: History) -> None:
-    for log in history.logs.values():
+    for log in logs(history):
         log.pop()
 
 
 def doubled(history: History) -> None:
-    for log in history.logs.values():
+    for log in logs(history):
         log.append(replace(log[2], seq=4))
 
 
 def holed(history: History) -> None:
-    for log in history.logs.values():
+    for log in logs(history):
         log[2] = replace(log[2], seq=4)
+
+
+def written_by_a_stranger(history: History) -> None:
+    history.moves["all"].append(Move(user="ann", seq=2, at_s=1.5, joined=False))
 
 
 def invented(history: History) -> None:
@@ -83,7 +95,7 @@ def invented(history: History) -> None:
 
 
 def reordered(history: History) -> None:
-    for log in history.logs.values():
+    for log in logs(history):
         log[0], log[1] = replace(log[1], seq=1), replace(log[0], seq=2)
 
 
@@ -97,6 +109,22 @@ def of_another(history: History) -> None:
 
 def disagreed(history: History) -> None:
     history.logs["bob", "all"].pop()
+
+
+def read_by_a_stranger(history: History) -> None:
+    history.logs["eve", "all"] = history.whole["all"].copy()
+
+
+def shut_out(history: History) -> None:
+    del history.logs["bob", "all"]
+
+
+def seen_by_a_stranger(history: History) -> None:
+    history.moves["all"][1] = Move(user="bob", seq=2, at_s=1.5, joined=True)
+
+
+def turned_away_for_nothing(history: History) -> None:
+    history.turned_away.append(("phone", "all", 3.0))
 
 
 def unseen(history: History) -> None:
@@ -150,6 +178,10 @@ def receipt_too_far(history: History) -> None:
     history.receipts.append(("phone", 0, ReadUpTo(user="bob", conversation="all", seq=3, at_s=12.0)))
 
 
+def received_too_far(history: History) -> None:
+    history.receipts[0][2].at_s = 1.0
+
+
 def receipt_back(history: History) -> None:
     history.receipts.append(("phone", 0, ReadUpTo(user="bob", conversation="all", seq=1, at_s=12.0)))
 
@@ -177,11 +209,27 @@ def never_drained(history: History) -> None:
 
 
 def connects_too_much(history: History) -> None:
-    history.usage["phone", 1] = Usage(opened=checker.OPENED_PER_MINUTE_MAX + 1)
+    history.usage["phone", "storm", 1] = Usage(opened=checker.LIMITS["storm"]["opened"] + 1)
 
 
 def sends_too_much(history: History) -> None:
-    history.usage["phone", 1] = Usage(items=checker.ITEMS_PER_MINUTE_MAX + 7, backlog=3)
+    items = checker.LIMITS["recovery"]["items"] + 2 * 3 + 3 * 3
+    history.usage["phone", "recovery", 1] = Usage(items=items + 1, backlog=3)
+
+
+def is_not_quiet(history: History) -> None:
+    history.usage["phone", "idle", 1] = Usage(turns=checker.LIMITS["idle"]["turns"] + 1)
+
+
+def asks_for_tokens(history: History) -> None:
+    history.usage["phone", "storm", 1] = Usage(refreshed=checker.LIMITS["storm"]["refreshed"] + 1)
+
+
+def retries_too_much(history: History) -> None:
+    history.retry_budget = (1.0, 0.5)
+    for number in range(6):
+        told = claim(1, SendState.RETRYING, at_s=1.0 + number / 10)
+        history.claims.insert(0, replace(told, retry=2, live=True))
 
 
 def broken_world(history: History) -> None:
@@ -194,6 +242,11 @@ BROKEN: list[tuple[Callable[[History], None], checker.Check]] = [
     (holed, checker.logs_whole),
     (invented, checker.logs_whole),
     (invalid_but_there, checker.logs_whole),
+    (written_by_a_stranger, checker.logs_whole),
+    (read_by_a_stranger, checker.agreed),
+    (shut_out, checker.agreed),
+    (seen_by_a_stranger, checker.closed_to_others),
+    (turned_away_for_nothing, checker.closed_to_others),
     (reordered, checker.order_kept),
     (changed, checker.unchanged),
     (of_another, checker.unchanged),
@@ -210,6 +263,7 @@ BROKEN: list[tuple[Callable[[History], None], checker.Check]] = [
     (undone, checker.no_lie),
     (read_too_early, checker.no_lie_about_reading),
     (receipt_too_far, checker.no_lie_about_reading),
+    (received_too_far, checker.no_lie_about_reading),
     (receipt_back, checker.no_lie_about_reading),
     (undecided, checker.decisions_awaited),
     (receipt_missing, checker.receipts_arrived),
@@ -217,6 +271,9 @@ BROKEN: list[tuple[Callable[[History], None], checker.Check]] = [
     (never_drained, checker.drained),
     (connects_too_much, checker.no_spinning),
     (sends_too_much, checker.no_spinning),
+    (is_not_quiet, checker.no_spinning),
+    (asks_for_tokens, checker.no_spinning),
+    (retries_too_much, checker.within_budget),
     (broken_world, checker.world_sound),
 ]
 
@@ -252,6 +309,51 @@ def test_what_is_allowed() -> None:
     history.submissions["m11"] = replace(kept, id="m11", index=11, refusable=True)
     history.claims.append(claim(11, SendState.FAILED, reason=FailureReason.REJECTED))
     assert checker.check(history) == []
+
+
+def joined_late(history: History) -> None:
+    """Bob is added by the third entry, and sees nothing before it."""
+    history.moves["all"][1] = Move(user="bob", seq=3, at_s=2.5, joined=True)
+    history.logs["bob", "all"] = history.whole["all"][2:]
+    for sightings in (history.live, history.consumed):
+        sightings[:] = [one for one in sightings if one.device == "phone" or one.seq == 3]
+
+
+def test_who_joined_late_sees_what_came_since() -> None:
+    history = good()
+    joined_late(history)
+    assert checker.check(history) == []
+
+
+def test_who_left_need_not_see_the_end_and_may_be_refused() -> None:
+    history = good()
+    history.members["all"] = ("ann",)
+    history.moves["all"].append(Move(user="bob", seq=2, at_s=1.5, joined=False))
+    history.logs["bob", "all"].pop()
+    history.live = [one for one in history.live if one.device == "phone" or one.seq < 3]
+    history.consumed = [one for one in history.consumed if one.device == "phone" or one.seq < 3]
+    history.told_received = {}
+    kept = history.submissions["m3"]
+    history.submissions["m8"] = replace(kept, id="m8", device="laptop", index=1)
+    told = claim(8, SendState.FAILED, reason=FailureReason.REJECTED)
+    history.claims.append(replace(told, device="laptop"))
+    history.turned_away.append(("laptop", "all", 5.0))
+    assert checker.check(history) == []
+
+
+def test_after_a_restore_what_was_delivered_may_wait_again_and_must_arrive() -> None:
+    history = good()
+    history.restored.append(9.5)
+    history.claims.insert(3, claim(3, SendState.PENDING, at_s=10.0))
+    history.claims.insert(4, claim(3, SendState.DELIVERED, at_s=10.5))
+    history.whole["all"][2] = replace(history.whole["all"][2], at_s=EPOCH_S + 10.2)
+    # Another device is given again, under the same id, what it had of the lost history.
+    history.consumed.append(seen(3, device="laptop", at_s=11.0))
+    assert checker.check(history) == []
+    twice = claim(3, SendState.PENDING, at_s=11.0)
+    assert list(checker.no_lie(replace(history, claims=[*history.claims, twice]))) != []
+    lost(history)
+    assert list(checker.nothing_lost(history)) != []
 
 
 def test_many_violations_are_cut_short() -> None:

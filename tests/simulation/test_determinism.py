@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from whimbrel.testing.simulator import main, run_seeds, simulate
+from whimbrel.testing.simulator import run_seeds, simulate
 
 SCRIPT = (
     "from whimbrel.testing.simulator import simulate; print(*(simulate(s).trace_hash for s in range({}, {})))"
@@ -51,11 +51,9 @@ def test_jobs_change_nothing() -> None:
     assert [result.seed for result in alone.failures] == [result.seed for result in together.failures]
 
 
-def test_trace_and_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["--seed", "3", "--trace"])
-    out = capsys.readouterr().out
-    assert code == 0, out
-    assert "device0 start 0" in out
-    assert "whimbrel sim --seed 3" in out
-    assert main(["--seeds", "2", "--from", "5"]) == 0
-    assert "2 seeds, 0 failed" in capsys.readouterr().out
+def test_the_trace_names_what_happened_and_shows_no_content() -> None:
+    result = simulate(3, keep_trace=True)
+    assert any("device0 start" in line for line in result.trace)
+    assert "whimbrel sim --seed 3" in result.text()
+    assert not any("...." in line for line in result.trace)  # the padding of every longer message
+    assert simulate(3).trace_hash == result.trace_hash

@@ -2,24 +2,39 @@
 
 Each check is a function from a `History` to the violations it found, one line each, naming messages by id.
 `CHECKS` holds them all; `check` runs them. What they demand is what the guarantees say: nothing lost,
-doubled, reordered or changed, all members agree, no status that lied, everything drained in time once the
-faults stopped, and no spinning at any time.
+doubled, reordered or changed, all members agree and nobody else sees anything, no status that lied,
+everything drained in time once the faults stopped, no spinning in any phase. After the server was restored
+from an old backup the log is another one: what was seen before need not fit it, but every message that
+`send()` returned for is in it, and everyone has seen all of it.
 """
 
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator
+from math import inf
 from typing import Final
 
 from whimbrel.model import FailureReason, SendState
+from whimbrel.testing.evidence import (
+    entries_of,
+    last_claims,
+    log_of,
+    membership_lost,
+    read_by,
+    stays_of,
+    was_outside,
+    withdrawn_since,
+)
 from whimbrel.testing.history import Claim, History, Sighting, Submission
 from whimbrel.testing.simclock import EPOCH_S
 
 __all__ = [
     "CHECKS",
-    "ITEMS_PER_MINUTE_MAX",
-    "OPENED_PER_MINUTE_MAX",
+    "LIMITS",
     "Check",
     "agreed",
     "check",
+    "closed_to_others",
     "decisions_awaited",
     "drained",
     "lives_in_order",
@@ -32,15 +47,26 @@ __all__ = [
     "receipts_arrived",
     "seen_by_all",
     "unchanged",
+    "within_budget",
     "world_sound",
 ]
 
 Check = Callable[[History], Iterator[str]]
 
-OPENED_PER_MINUTE_MAX: Final = 400
-"""Connections begun in one virtual minute: five a second at the very most, and some beside another."""
-ITEMS_PER_MINUTE_MAX: Final = 600
-"""Items sent in one virtual minute, beyond what links that came up had to repeat."""
+LIMITS: Final[dict[str, dict[str, int]]] = {
+    "storm": {"opened": 300, "items": 300, "refreshed": 40, "turns": 2_000},
+    "recovery": {"opened": 300, "items": 300, "refreshed": 40, "turns": 2_000},
+    "idle": {"opened": 6, "items": 30, "refreshed": 6, "turns": 100},
+}
+"""What a device may use in one virtual minute of each phase; whatever it used more of, it was spinning.
+
+`opened`: a lost link is probed for 10 s every 0.2 s and then every 0.5 s: 150 connections in its first
+minute, and another link may be lost within that. `items`: beyond what resuming repeats and three for each
+message it writes; the rest are pings, receipts and pages. `refreshed`: a token that cannot be had is asked
+for every 5 s, after a few quick attempts. `turns` of the driver's loop: beside ten for each message. `idle`
+is a link with a ping every 10 s, and at most one token that is renewed every 13 s.
+"""
+RETRIES_SLACK: Final = 2
 SETTLED_STATES: Final = frozenset({SendState.DELIVERED, SendState.READ, SendState.CANCELLED})
 VIOLATIONS_MAX: Final = 20
 """Of each check; one bug can break a thousand things."""
@@ -59,54 +85,50 @@ def check(history: History) -> list[str]:
     return found
 
 
-def _log(history: History, conversation: str) -> list[Sighting]:
-    """The log as its first member reads it; `agreed` sees to it that all read the same."""
-    members = history.members[conversation]
-    return history.logs.get((members[0], conversation), [])
-
-
-def _entries(history: History) -> dict[str, list[Sighting]]:
-    """Message id → its entries, over all logs: each must be one."""
-    entries: dict[str, list[Sighting]] = {}
-    for conversation in history.members:
-        for entry in _log(history, conversation):
-            if entry.kind == "message":
-                entries.setdefault(entry.id, []).append(entry)
-    return entries
-
-
-def _last_claims(history: History) -> dict[str, Claim]:
-    return {claim.id: claim for claim in history.claims}
-
-
 def nothing_lost(history: History) -> Iterator[str]:
     """Every send that returned is in the log, unless it was withdrawn, expired or refused (and told so)."""
-    entries = _entries(history)
-    last = _last_claims(history)
+    entries = entries_of(history)
+    last = last_claims(history)
     for sent in history.submissions.values():
         if sent.returned_at_s is None or sent.id in entries:
+            continue
+        if membership_lost(history, sent):
             continue
         claim = last.get(sent.id)
         if sent.cancel_at_s is not None and claim is not None and claim.state is SendState.CANCELLED:
             continue
         if sent.expires and claim is not None and claim.reason is FailureReason.EXPIRED:
             continue
-        if sent.refusable and claim is not None and claim.reason is FailureReason.REJECTED:
+        if (
+            claim is not None
+            and claim.reason is FailureReason.REJECTED
+            and _may_be_refused(history, sent, claim)
+        ):
             continue
         state = "nothing" if claim is None else claim.state
         yield f"{sent!r}: send() returned at {sent.returned_at_s:.3f}, not in the log, last told: {state}"
 
 
+def _may_be_refused(history: History, sent: Submission, claim: Claim) -> bool:
+    """It is invalid, or the server could not take it again and again, or its sender was no member."""
+    if sent.refusable or sent.id in history.poisoned or membership_lost(history, sent):
+        return True
+    return was_outside(history, history.users[sent.device], sent.conversation, sent.at_s, claim.at_s)
+
+
 def logs_whole(history: History) -> Iterator[str]:
     """Logs have no hole and nothing twice, and hold only what some app handed over."""
     for conversation in history.members:
-        for place, entry in enumerate(_log(history, conversation), 1):
+        for place, entry in enumerate(log_of(history, conversation), 1):
             if entry.seq != place:
                 yield f"{conversation}: entry {place} of the log has seq {entry.seq}"
                 break
-    for id, entries in _entries(history).items():
+    for id, entries in entries_of(history).items():
         if len(entries) > 1:
             yield f"{id} is in the log {len(entries)} times: seq {[entry.seq for entry in entries]}"
+        stays = stays_of(history, entries[0].sender, entries[0].conversation)
+        if not any(first <= entries[0].seq <= last for first, last in stays):
+            yield f"{id} is in the log, though its sender was no member"
         if id not in history.submissions:
             yield f"{id} is in the log and nobody sent it"
         elif history.submissions[id].refusable:
@@ -117,7 +139,7 @@ def order_kept(history: History) -> Iterator[str]:
     """What one app wrote to a conversation is in the log in the order it was written."""
     for conversation in history.members:
         highest: dict[str, Submission] = {}
-        for entry in _log(history, conversation):
+        for entry in log_of(history, conversation):
             sent = history.submissions.get(entry.id)
             if sent is None:
                 continue
@@ -144,119 +166,183 @@ def unchanged(history: History) -> Iterator[str]:
 
 
 def agreed(history: History) -> Iterator[str]:
-    """All members may read the same log."""
+    """Every member may read the log from its joining on, and who left up to that; nobody reads another."""
+    for (user, conversation), read in history.logs.items():
+        stays = stays_of(history, user, conversation)
+        first, last = stays[-1] if stays else (inf, inf)
+        mine = [(e.seq, e.id) for e in log_of(history, conversation) if first <= e.seq <= last]
+        if [(entry.seq, entry.id) for entry in read] != mine:
+            yield f"{conversation}: {user} does not read the log that it may read"
     for conversation, members in history.members.items():
-        first = [(entry.seq, entry.id) for entry in _log(history, conversation)]
-        for user in members[1:]:
-            other = [(entry.seq, entry.id) for entry in history.logs.get((user, conversation), [])]
-            if other != first:
-                yield f"{conversation}: {user} reads another log than {members[0]}"
+        for user in members:
+            if (user, conversation) not in history.logs:
+                yield f"{conversation}: {user} is a member and cannot read it"
+
+
+def closed_to_others(history: History) -> Iterator[str]:
+    """Nobody sees an entry of a time in which it was no member, and nobody is sent away who is one."""
+    if history.restored:
+        return  # who was where in the history that was lost is not known any more
+    known: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for sighting in (*history.live, *history.consumed):
+        user = history.users[sighting.device]
+        place = (user, sighting.conversation)
+        stays = known.get(place)
+        if stays is None:
+            stays = known[place] = stays_of(history, user, sighting.conversation)
+        if not any(first <= sighting.seq <= last for first, last in stays):
+            yield f"{sighting!r}: {user} was no member then"
+    for device, conversation, at_s in history.turned_away:
+        moves = history.moves.get(conversation, [])
+        if not any(m.user == history.users[device] and not m.joined and m.at_s <= at_s for m in moves):
+            yield f"{device} was told at {at_s:.3f} that its user is not in {conversation}: it always was"
 
 
 def seen_by_all(history: History) -> Iterator[str]:
-    """Each device's durable consumer handled the whole log, in order; again only what a crash interrupted."""
+    """Each device's durable consumer handled all its user may see, in order; again only after a crash."""
     handled: dict[tuple[str, str], list[Sighting]] = {}
     for sighting in history.consumed:
         handled.setdefault((sighting.device, sighting.conversation), []).append(sighting)
     for device, user in history.users.items():
         for conversation, members in history.members.items():
-            if user not in members:
+            stays = stays_of(history, user, conversation)
+            seen = handled.get((device, conversation), [])
+            log = log_of(history, conversation)
+            if history.restored:
+                first = [one for one in seen if one.at_s < history.restored[0]]
+                if conversation not in history.moving:
+                    yield from _in_order(device, conversation, first, stays, None)
+                if user in members:
+                    yield from _all_seen(device, conversation, seen, stays, log)
                 continue
-            log = _log(history, conversation)
-            yield from _handled_is_log(device, conversation, handled.pop((device, conversation), []), log)
-    for device, conversation in handled:
-        yield f"{device} saw entries of {conversation}, of which its user is no member"
+            yield from _in_order(device, conversation, seen, stays, log)
+            upto = max((one.seq for one in seen), default=0)
+            if user in members and upto != len(log):
+                yield f"{device}: saw {conversation} up to {upto} of {len(log)}"
 
 
-def _handled_is_log(
-    device: str, conversation: str, handled: list[Sighting], log: list[Sighting]
+def _all_seen(
+    device: str, conversation: str, seen: list[Sighting], stays: list[tuple[int, float]], log: list[Sighting]
 ) -> Iterator[str]:
+    ids = {one.id for one in seen}
+    for entry in log:
+        if entry.seq >= stays[-1][0] and entry.id not in ids:
+            yield f"{device}: never saw {entry.id} of {conversation} (seq {entry.seq})"
+
+
+def _in_order(
+    device: str,
+    conversation: str,
+    handled: list[Sighting],
+    stays: list[tuple[int, float]],
+    log: list[Sighting] | None,
+) -> Iterator[str]:
+    joined = {first for first, _ in stays}
     upto = 0
     life, upto_in_life = -1, 0
     for sighting in handled:
+        seq = sighting.seq
         if sighting.incarnation != life:
             life, upto_in_life = sighting.incarnation, 0
-        if sighting.seq <= upto_in_life:
-            yield f"{device}: {sighting.id} handled twice in one life (seq {sighting.seq} of {conversation})"
-        if sighting.seq > (upto_in_life or upto) + 1:
-            yield f"{device}: jumped to {sighting.seq} in {conversation}, past {upto_in_life or upto}"
-        if sighting.seq <= len(log) and log[sighting.seq - 1].id != sighting.id:
-            yield f"{device}: seq {sighting.seq} of {conversation} was {sighting.id}, the log says another"
-        upto_in_life = sighting.seq
-        upto = max(upto, sighting.seq)
-    if upto != len(log):
-        yield f"{device}: saw {conversation} up to {upto} of {len(log)}"
+        if seq <= upto_in_life:
+            yield f"{device}: {sighting.id} handled twice in one life (seq {seq} of {conversation})"
+        if seq > (upto_in_life or upto) + 1 and seq not in joined:
+            yield f"{device}: jumped to {seq} in {conversation}, past {upto_in_life or upto}"
+        if log is not None and (seq > len(log) or log[seq - 1].id != sighting.id):
+            yield f"{device}: seq {seq} of {conversation} was {sighting.id}, the log says another"
+        upto_in_life = seq
+        upto = max(upto, seq)
 
 
 def lives_in_order(history: History) -> Iterator[str]:
     """Within one life of an app, events of a conversation come one after the other: no gap, none twice."""
-    upto: dict[tuple[str, int, str], int] = {}
+    upto: dict[tuple[str, int, int, str], int] = {}
     for sighting in history.live:
-        key = (sighting.device, sighting.incarnation, sighting.conversation)
+        if history.restored and sighting.at_s >= history.restored[0]:
+            return
+        seq = sighting.seq
+        key = (sighting.device, sighting.incarnation, sighting.stream, sighting.conversation)
         before = upto.get(key)
-        if before is not None and sighting.seq != before + 1:
-            yield f"{sighting.device}: after seq {before} of {sighting.conversation} came {sighting.seq}"
-        upto[key] = sighting.seq
-        log = _log(history, sighting.conversation)
-        if sighting.seq > len(log) or log[sighting.seq - 1].id != sighting.id:
+        if before is not None and seq != before + 1:
+            stays = stays_of(history, history.users[sighting.device], sighting.conversation)
+            if seq <= before or seq not in {first for first, _ in stays}:
+                yield f"{sighting.device}: after seq {before} of {sighting.conversation} came {seq}"
+        upto[key] = seq
+        log = log_of(history, sighting.conversation)
+        if not history.restored and (seq > len(log) or log[seq - 1].id != sighting.id):
             yield f"{sighting!r} is not that entry of the log"
+
+
+def _is_final(claim: Claim) -> bool:
+    failed = claim.state is SendState.FAILED and not claim.can_retry
+    return failed or claim.state is SendState.CANCELLED
+
+
+def _taken_back(history: History, claim: Claim) -> bool:
+    """What was refused in one history may be in the log of the backup that came after it."""
+    later = bisect_right(history.restored, claim.at_s) < len(history.restored)
+    return later or (bool(history.restored) and history.submissions[claim.id].conversation in history.moving)
 
 
 def no_lie(history: History) -> Iterator[str]:
     """`delivered` only once in the log, `cancelled` and final failures never there, nothing undone."""
-    entries = _entries(history)
+    entries = entries_of(history)
     settled: dict[str, Claim] = {}
+    undone: Counter[str] = Counter()
     for claim in history.claims:
+        sent = history.submissions.get(claim.id)
         entry = entries.get(claim.id, [None])[0]
+        restores = bisect_right(history.restored, claim.at_s)
         what = f"{claim.device} was told {claim.state} of {claim.id} at {claim.at_s:.3f}"
-        final = claim.state is SendState.FAILED and not claim.can_retry
         if claim.state in (SendState.DELIVERED, SendState.READ):
             if entry is None:
-                yield f"{what}, but it is not in the log"
-            elif entry.at_s - EPOCH_S > claim.at_s:
+                if sent is None or not (membership_lost(history, sent) or withdrawn_since(history, claim)):
+                    yield f"{what}, but it is not in the log"
+            elif entry.at_s - EPOCH_S > claim.at_s and not history.restored:
                 yield f"{what}, but it was committed at {entry.at_s - EPOCH_S:.3f}"
-        elif (claim.state is SendState.CANCELLED or final) and entry is not None:
+        elif entry is not None and _is_final(claim) and not _taken_back(history, claim):
             yield f"{what}, but it is in the log as seq {entry.seq}"
-        if claim.state is SendState.CANCELLED:
-            sent = history.submissions.get(claim.id)
-            if sent is None or sent.cancel_at_s is None:
-                yield f"{what}, but nobody cancelled it"
+        if claim.state is SendState.CANCELLED and (sent is None or sent.cancel_at_s is None):
+            yield f"{what}, but nobody cancelled it"
         before = settled.get(claim.id)
         if before is not None and claim.state not in (SendState.READ, before.state):
-            yield f"{what}, after {before.state} at {before.at_s:.3f}"
+            # What was delivered to a history that was lost waits again, once for each that was lost.
+            undone[claim.id] += claim.state is not SendState.DELIVERED
+            if before.state is SendState.CANCELLED or undone[claim.id] > restores or not restores:
+                yield f"{what}, after {before.state} at {before.at_s:.3f}"
+            del settled[claim.id]
         if claim.state in SETTLED_STATES:
             settled[claim.id] = claim
 
 
 def no_lie_about_reading(history: History) -> Iterator[str]:
     """`read` only when every other member had read it; nobody is said to have read more than it did."""
-    entries = _entries(history)
+    if history.restored:
+        return  # places of the lost history and of the new one cannot be told apart
+    entries = entries_of(history)
     for claim in history.claims:
         if claim.state is not SendState.READ or claim.id not in entries:
             continue
         entry = entries[claim.id][0]
         for user in history.members[entry.conversation]:
-            if user != entry.sender and _read(history, user, entry.conversation, claim.at_s) < entry.seq:
+            stays = stays_of(history, user, entry.conversation)
+            if user == entry.sender or len(stays) > 1 or stays[0][0] > entry.seq:
+                continue  # who came later, or was away, is not waited for
+            if read_by(history, user, entry.conversation, claim.at_s) < entry.seq:
                 yield f"{claim.device} was told {claim.id} is read, but {user} had not read it"
     highest: dict[tuple[str, int, str, str], int] = {}
     for device, incarnation, told in history.receipts:
-        if told.seq > _read(history, told.user, told.conversation, told.at_s):
+        if told.seq > read_by(history, told.user, told.conversation, told.at_s):
             yield f"{device} was told {told.user} read {told.conversation} up to {told.seq}: it had not"
         key = (device, incarnation, told.conversation, told.user)
+        times, positions = history.stored_at.get((told.user, told.conversation), ([], []))
+        place = bisect_right(times, told.at_s)
+        if told.received > (positions[place - 1] if place else 0):
+            upto = f"received {told.conversation} up to {told.received}"
+            yield f"{device} was told {told.user} {upto}: it had not"
         if told.seq < highest.get(key, 0):
             yield f"{device}: the receipt of {told.user} in {told.conversation} went back to {told.seq}"
         highest[key] = told.seq
-
-
-def _read(history: History, user: str, conversation: str, at_s: float) -> int:
-    return max(
-        (
-            read.seq
-            for read in history.reads
-            if read.user == user and read.conversation == conversation and read.at_s <= at_s
-        ),
-        default=0,
-    )
 
 
 def decisions_awaited(history: History) -> Iterator[str]:
@@ -269,12 +355,12 @@ def decisions_awaited(history: History) -> Iterator[str]:
     refused: dict[tuple[str, str], list[Submission]] = {}
     for sent in history.submissions.values():
         expired = sent.expires and sent.id in told_expired - told_refused
-        if sent.refusable and sent.blocks and not expired:
+        if sent.refusable and sent.blocks and not expired and sent.returned_at_s is not None:
             refused.setdefault((sent.device, sent.conversation), []).append(sent)
     if not refused:
         return
     for conversation in history.members:
-        for entry in _log(history, conversation):
+        for entry in log_of(history, conversation):
             behind = history.submissions.get(entry.id)
             if behind is None:
                 continue
@@ -292,7 +378,7 @@ def receipts_arrived(history: History) -> Iterator[str]:
         for conversation, members in history.members.items():
             if user not in members:
                 continue
-            end = len(_log(history, conversation))
+            end = len(log_of(history, conversation))
             for other in members:
                 told = history.told_received.get((device, conversation, other), 0)
                 if other != user and told != end:
@@ -309,12 +395,34 @@ def drained(history: History) -> Iterator[str]:
 
 
 def no_spinning(history: History) -> Iterator[str]:
-    """No device ever asked more of the network in a minute than an honest one needs."""
-    for (device, minute), usage in history.usage.items():
-        if usage.opened > OPENED_PER_MINUTE_MAX:
-            yield f"{device}: {usage.opened} connections begun in minute {minute}"
-        if usage.items > ITEMS_PER_MINUTE_MAX + 2 * usage.backlog:
-            yield f"{device}: {usage.items} items sent in minute {minute}, backlog {usage.backlog}"
+    """In no phase did a device ask more of network and processor in a minute than an honest one needs."""
+    written = Counter(sent.device for sent in history.submissions.values())
+    for (device, phase, minute), usage in history.usage.items():
+        limits = LIMITS[phase]
+        where = f"in minute {minute}, {phase}"
+        busy = 0 if phase == "idle" else written[device]
+        if usage.opened > limits["opened"]:
+            yield f"{device}: {usage.opened} connections begun {where}"
+        if usage.items > limits["items"] + 2 * usage.backlog + 3 * busy:
+            yield f"{device}: {usage.items} items sent {where}, backlog {usage.backlog}"
+        if usage.refreshed > limits["refreshed"]:
+            yield f"{device}: {usage.refreshed} tokens asked for {where}"
+        if usage.turns > limits["turns"] + 10 * busy:
+            yield f"{device}: {usage.turns} turns {where}"
+
+
+def within_budget(history: History) -> Iterator[str]:
+    """Over all conversations, no more second and further attempts than the retry budget allows."""
+    burst, per_s = history.retry_budget
+    times: dict[tuple[str, int, int], list[float]] = {}
+    for claim in history.claims:
+        if claim.state is SendState.RETRYING and claim.retry > 1 and claim.live:
+            times.setdefault((claim.device, claim.incarnation, claim.load), []).append(claim.at_s)
+    for (device, _, _), failed_s in times.items():
+        allowed = burst + per_s * (failed_s[-1] - failed_s[0]) + RETRIES_SLACK
+        if len(failed_s) > allowed:
+            took_s = failed_s[-1] - failed_s[0]
+            yield f"{device}: {len(failed_s)} retries failed within {took_s:.1f} s, {allowed:.1f} are allowed"
 
 
 def world_sound(history: History) -> Iterator[str]:
@@ -328,6 +436,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     order_kept,
     unchanged,
     agreed,
+    closed_to_others,
     seen_by_all,
     lives_in_order,
     no_lie,
@@ -336,5 +445,6 @@ CHECKS: Final[tuple[Check, ...]] = (
     receipts_arrived,
     drained,
     no_spinning,
+    within_budget,
     world_sound,
 )

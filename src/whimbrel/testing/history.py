@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from whimbrel.model import FailureReason, SendState
 
-__all__ = ["Claim", "History", "ReadUpTo", "Sighting", "Submission", "Usage"]
+__all__ = ["Claim", "History", "Move", "ReadUpTo", "Sighting", "Submission", "Usage"]
 
 
 @dataclass(slots=True, kw_only=True, repr=False)
@@ -55,6 +55,8 @@ class Sighting:
     at_s: float
     device: str = ""
     incarnation: int = 0
+    stream: int = 0
+    """Of a live one: which stream of live events it came with."""
 
     def __repr__(self) -> str:
         return f"<Sighting {self.id} seq={self.seq} in {self.conversation} by {self.device}>"
@@ -72,24 +74,45 @@ class Claim:
     state: SendState
     reason: FailureReason | None = None
     can_retry: bool = False
+    retry: int = 0
+    """Of a message that is retried: the number of its next attempt, the first being 0."""
+    load: int = 0
+    """How often, in this life, the engine had been loaded again."""
+    live: bool = False
+    """It was told when it happened, not found in the store."""
 
 
 @dataclass(slots=True, kw_only=True)
 class ReadUpTo:
-    """A user's app said that it has read up to here."""
+    """A user's app said that it has read up to here, and (of a receipt) received up to there."""
 
     user: str
     conversation: str
     seq: int
     at_s: float
+    received: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Move:
+    """A user joined a conversation or left it, as its log says."""
+
+    user: str
+    seq: int
+    at_s: float
+    joined: bool
 
 
 @dataclass(slots=True)
 class Usage:
-    """What one device asked of the network within one virtual minute."""
+    """What one device asked of the network and of its processor within one virtual minute."""
 
     opened: int = 0
     items: int = 0
+    refreshed: int = 0
+    """Access tokens asked for."""
+    turns: int = 0
+    """Turns of the driver's loop: each wakes the processor."""
     backlog: int = 0
     """Own messages that waited, summed over every link that came up: what resuming may have to repeat."""
 
@@ -99,7 +122,11 @@ class History:
     """A whole run. Lists are in the order of virtual time."""
 
     members: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Conversation → users."""
+    """Conversation → who is in it at the end."""
+    moves: dict[str, list[Move]] = field(default_factory=dict)
+    """Conversation → who came and went, in the order of the log; its creation is the joining of the first."""
+    moving: set[str] = field(default_factory=set)
+    """Conversations whose members somebody wanted to change."""
     users: dict[str, str] = field(default_factory=dict)
     """Device → user."""
     submissions: dict[str, Submission] = field(default_factory=dict)
@@ -112,23 +139,44 @@ class History:
     reads: list[ReadUpTo] = field(default_factory=list)
     receipts: list[tuple[str, int, ReadUpTo]] = field(default_factory=list)
     """(device, incarnation, what it was told of another user's reading)."""
-    usage: dict[tuple[str, int], Usage] = field(default_factory=dict)
-    """(device, minute) → what it used."""
+    stored_at: dict[tuple[str, str], tuple[list[float], list[int]]] = field(default_factory=dict)
+    """(user, conversation) → when the position on some device's disk rose, and how far it was then."""
+    phase: str = "storm"
+    """`storm`, then `recovery` until everything has arrived, then `idle`."""
+    usage: dict[tuple[str, str, int], Usage] = field(default_factory=dict)
+    """(device, phase, minute) → what it used."""
     logs: dict[tuple[str, str], list[Sighting]] = field(default_factory=dict)
     """(user, conversation) → the ledger's pages for that user, at the end."""
+    whole: dict[str, list[Sighting]] = field(default_factory=dict)
+    """Conversation → its log as the ledger holds it, whoever may read it."""
     waiting: dict[str, int] = field(default_factory=dict)
     """Device → own messages still not settled at the end, those the app could not hand over among them."""
     told_received: dict[tuple[str, str, str], int] = field(default_factory=dict)
     """(device, conversation, user) → how far, at the end, the device knew that user to have received."""
+    turned_away: list[tuple[str, str, float]] = field(default_factory=list)
+    """(device, conversation, when): `send()` said that its user is no member."""
+    poisoned: set[str] = field(default_factory=set)
+    """Messages that the server could not take, again and again."""
+    retry_budget: tuple[float, float] = (100.0, 10.0)
+    """Retries at once, and a second, that the settings of the devices allow."""
+    restored: list[float] = field(default_factory=list)
+    """When the server's ledger was put back to an old backup."""
     faults_ended_s: float = 0.0
     drained_s: float | None = None
     """When everything had arrived everywhere, None: never within the time allowed."""
     faults: list[str] = field(default_factory=list)
     """What the world itself noticed: broken promises of the driver's contract, errors that surfaced."""
 
+    def stored(self, user: str, conversation: str, at_s: float, position: int) -> None:
+        """A device of the user has everything up to there on its disk."""
+        times, positions = self.stored_at.setdefault((user, conversation), ([], []))
+        if not positions or position > positions[-1]:
+            times.append(at_s)
+            positions.append(position)
+
     def usage_of(self, device: str, at_s: float) -> Usage:
-        """The counters of this device for the minute of this time."""
-        key = (device, int(at_s // 60))
+        """The counters of this device for the phase and the minute of this time."""
+        key = (device, self.phase, int(at_s // 60))
         usage = self.usage.get(key)
         if usage is None:
             usage = self.usage[key] = Usage()

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from whimbrel.core import life, linkstate
-from whimbrel.testing.simplan import CONSEQUENCES, FAULTS
+from whimbrel.testing.simplan import CONSEQUENCES, KINDS
 
 __all__ = ["SimReport", "SimResult", "all_transitions"]
 
@@ -114,7 +114,7 @@ class SimReport:
 
     def missing_faults(self, kinds: Iterable[str] | None = None) -> list[str]:
         """The kinds of faults, of these or of all there are, that never took effect."""
-        wanted = (*FAULTS, *CONSEQUENCES) if kinds is None else tuple(kinds)
+        wanted = (*KINDS, *CONSEQUENCES) if kinds is None else tuple(kinds)
         return [kind for kind in wanted if not self.faults[kind]]
 
     def missing_transitions(self) -> list[str]:

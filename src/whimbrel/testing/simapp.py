@@ -1,4 +1,4 @@
-"""The simulated app on a device: writes, cancels, reads, and writes down all it sees.
+"""The simulated app on a device: writes, cancels, reads, changes members, and writes down all it sees.
 
 It does what a careful app does. Every message has a key of its own; an app that did not learn that `send()`
 returned, because the process died or the store failed, hands the same message over again under the same key,
@@ -15,12 +15,13 @@ from typing import Final, Protocol
 import msgspec
 
 from whimbrel import model
+from whimbrel import protocol as p
 from whimbrel.core import contract as c
-from whimbrel.errors import QueueFull, WhimbrelError
+from whimbrel.errors import NotFound, QueueFull, WhimbrelError
 from whimbrel.protocol import decode_content
 from whimbrel.store.port import Store
 from whimbrel.testing.history import Claim, History, ReadUpTo, Sighting, Submission
-from whimbrel.testing.simclock import Clock
+from whimbrel.testing.simclock import OwnClock
 from whimbrel.testing.simplan import Deed, Device
 
 __all__ = ["App", "Body"]
@@ -29,6 +30,7 @@ CONSUMER: Final = "app"
 HANDLING_S_MAX: Final = 0.5
 RETRY_SEND_S: Final = 0.3
 RECONNECT_S: Final = 2.0
+CALL_TIMEOUT_S: Final = 20.0
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +56,7 @@ class Body(Protocol):
     def command(self, command: c.Command) -> None:
         """Give a command to the engine. Raises what the engine raises."""
 
-    def note(self, what: str) -> None:
+    def note(self, what: str, number: int = 0, detail: str = "") -> None:
         """Add a line to the trace of the run."""
 
 
@@ -62,7 +64,7 @@ class App:
     """One device's app. It outlives crashes of its process; what it may not remember is in `crashed`."""
 
     def __init__(
-        self, body: Body, device: Device, clock: Clock, history: History, rng: random.Random
+        self, body: Body, device: Device, clock: OwnClock, history: History, rng: random.Random
     ) -> None:
         self.body = body
         self.device = device
@@ -79,6 +81,11 @@ class App:
         self.redelivered = 0
         self.queue_full = 0
         self.rejected = 0
+        self.turned_away = 0
+        self.loads = 0
+        self.cuts = 0
+        """How often the stream of live events was cut, in the middle of a life."""
+        self._calls = 0
         self._upto: dict[str, int] = {}
         self._handled_max = 0
         self._handling = False
@@ -107,7 +114,9 @@ class App:
                 self.history.reads.append(read)
                 self._command(c.MarkRead(conversation=conversation, seq=seq))
         elif deed.kind == "retry":
-            self._command(c.RetryMessage())
+            waiting = [m.id for m in self.body.store.pending() if m.conversation == conversation]
+            id = waiting[0] if waiting and self.rng.random() < 0.7 else None
+            self._command(c.RetryMessage(id=id))
         elif deed.kind == "typing":
             self._command(c.SetTyping(conversation=conversation, on=True))
         elif deed.kind == "nudge":
@@ -116,6 +125,21 @@ class App:
             self._away = True
             self._command(c.Disconnect())
             self.clock.after(deed.duration_s, self._come_back)
+        elif deed.kind in ("add", "remove", "leave"):
+            self._call("add" if deed.kind == "add" else "remove", conversation, deed)
+
+    def _call(self, op: str, conversation: str, deed: Deed) -> None:
+        """Change who is in a conversation; the server says no to who may not, and that is fine."""
+        self._calls += 1
+        self.history.moving.add(conversation)
+        user = self.device.user if deed.kind == "leave" else deed.user
+        call = p.Call(id=f"{self.device.name}-{self._calls}", op=op, conversation=conversation, user=user)
+        self._command(c.CallServer(call=call, timeout_s=CALL_TIMEOUT_S))
+
+    def answered(self, answer: c.CallAnswered) -> None:
+        """A call was answered, or it was given up."""
+        code = "nobody answered" if answer.answer is None else answer.answer.code
+        self.body.note("answer", 0, code)
 
     def _come_back(self) -> None:
         self._away = False
@@ -179,6 +203,13 @@ class App:
                     self._retrying = True
                     self.clock.after(RETRY_SEND_S, self._retry)
                 return
+            except NotFound:
+                # Not a member any more: nothing was promised.
+                self.turned_away += 1
+                self.handed_over.remove(draft)
+                self.history.turned_away.append(
+                    (self.device.name, draft.command.conversation, self.clock.now_s)
+                )
             except WhimbrelError as error:
                 self.handed_over.remove(draft)
                 self.history.faults.append(f"send() of {submission!r} raised {type(error).__name__}: {error}")
@@ -187,10 +218,19 @@ class App:
         self._retrying = False
         self.hand_over()
 
+    def _last_id(self, conversation: str) -> str:
+        return model.message_id(self.device.name, f"{conversation}-{self.counts.get(conversation, 0)}")
+
+    def give_up_all(self) -> int:
+        """Withdraw everything that is not settled; gives how much that is."""
+        waiting = [message for message in self.body.store.pending() if message.conversation in self.counts]
+        for message in waiting:
+            self._cancel(self.history.submissions[message.id])
+        return len(waiting)
+
     def _cancel_last(self, conversation: str) -> None:
         """Withdraw what this app sent last to a conversation."""
-        id = model.message_id(self.device.name, f"{conversation}-{self.counts.get(conversation, 0)}")
-        submission = self.history.submissions.get(id)
+        submission = self.history.submissions.get(self._last_id(conversation))
         if submission is None or any(draft.submission is submission for draft in self.todo):
             return
         self._cancel(submission)
@@ -204,11 +244,11 @@ class App:
             self._command(c.CancelMessage(id=submission.id))
 
     def _command(self, command: c.Command) -> None:
-        self.body.note(f"app {type(command).__name__}")
+        self.body.note(type(command).__name__)
         try:
             self.body.command(command)
         except WhimbrelError as error:
-            self.body.note(f"refused: {type(error).__name__}")
+            self.body.note("refused", 0, type(error).__name__)
 
     # --- what the process tells it
 
@@ -226,8 +266,13 @@ class App:
         """Sends that did not return raise; the app tries them again, in order, before anything newer."""
         self._take_back()
 
+    def cut(self) -> None:
+        """A commit failed and was there after all: of what it held only the durable consumer learns."""
+        self.cuts += 1
+
     def store_back(self) -> None:
         """The store works again after a failed commit: what was decided meanwhile may not have been kept."""
+        self.loads += 1
         self.look()
         self.clock.after(RETRY_SEND_S, self.hand_over)
         self.consume()
@@ -269,20 +314,23 @@ class App:
         """Write down an event of the client."""
         name, now = self.device.name, self.clock.now_s
         if isinstance(event, model.MessageReceived):
-            self.history.live.append(self._sighting(event.message))
+            sighting = self._sighting(event.message)
+            sighting.stream = self.cuts
+            self.history.live.append(sighting)
             self.consume()
         elif isinstance(event, model.MessageChanged):
-            self._told(event.id, event.conversation, event.status)
-            self.body.note(f"status {event.id} {event.status.state}")
+            self._told(event.id, event.conversation, event.status, live=True)
+            self.body.note(event.status.state.value, 0, event.id)
         elif isinstance(event, model.ConnectionChanged):
             if event.state is model.ConnectionState.STOPPED and not self._away:
                 self.clock.after(RECONNECT_S, self._come_back)  # attempts were used up: ask for more
         elif isinstance(event, model.ReceiptChanged):
             receipt = event.receipt
             told = ReadUpTo(user=receipt.user, conversation=event.conversation, seq=receipt.read, at_s=now)
+            told.received = receipt.received
             self.history.receipts.append((name, self.body.incarnation, told))
 
-    def _told(self, id: str, conversation: str, status: model.SendStatus) -> None:
+    def _told(self, id: str, conversation: str, status: model.SendStatus, *, live: bool = False) -> None:
         claim = Claim(
             device=self.device.name,
             incarnation=self.body.incarnation,
@@ -292,6 +340,9 @@ class App:
             state=status.state,
             reason=status.reason,
             can_retry=status.can_retry,
+            retry=status.retry,
+            load=self.loads,
+            live=live,
         )
         self.history.claims.append(claim)
         if claim.reason is model.FailureReason.REJECTED and not claim.can_retry:

@@ -1,32 +1,37 @@
 """One simulated device: a process with a real engine, on a disk that fails, at the end of a bad path.
 
 It does what the client's driver does, in virtual time: feeds inputs, has changes committed while inputs go
-on, then tells the engine, carries out its actions and hands its events to the app. When the engine must be
-loaded again after a failed commit, inputs wait.
+on, then tells the engine, carries out its actions and hands its events to the app. Its loop takes `loop_s`
+from an input to its turn; what came meanwhile shares that turn. When the engine must be loaded again after a
+failed commit, inputs wait; while the device sleeps, they wait too, and its clocks stand still.
 
     process:  running ──▶ crashed ──▶ running   (a new engine from what the disk holds)
     store:    good ──▶ failed ──▶ good          (commit_failed, then reload, as long as that takes)
+    device:   awake ──▶ asleep ──▶ awake
 """
 
 import random
-from collections.abc import Callable
-from typing import Any, Final, Protocol
-
-import msgspec
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 from whimbrel.core import contract as c
 from whimbrel.core.engine import Engine
 from whimbrel.errors import StoreError
-from whimbrel.testing.history import History
+from whimbrel.testing.history import History, Usage
 from whimbrel.testing.simapp import App
-from whimbrel.testing.simclock import Clock, Timer
+from whimbrel.testing.simclock import Clock, OwnClock, Timer
 from whimbrel.testing.simdisk import Disk, SimStore
 from whimbrel.testing.simnet import BUFFER_BYTES, Items, Path
-from whimbrel.testing.simplan import Device
+from whimbrel.testing.simplan import Deed, Device
+from whimbrel.testing.simsignin import SignIn
+from whimbrel.testing.simtransitions import transitions_of
+from whimbrel.testing.simwatch import Watch
 
 __all__ = ["Client", "Surroundings"]
 
 RELOAD_S_MAX: Final = 2.0
+START_AGAIN_S: Final = 0.5
 
 
 class Surroundings(Protocol):
@@ -35,8 +40,8 @@ class Surroundings(Protocol):
     clock: Clock
     history: History
 
-    def note(self, who: str, what: str) -> None:
-        """Add a line to the trace."""
+    def note(self, who: str, what: str, number: int = 0, detail: str | Items = "") -> None:
+        """Add a line to the trace; `detail` is formatted only if somebody will read it."""
 
     def count(self, fault: str) -> None:
         """Count a fault that took effect."""
@@ -48,6 +53,8 @@ class Surroundings(Protocol):
 class Client:
     """A device; implements `ClientEnd` for the network and `Body` for its app."""
 
+    engine_type: type[Engine] = Engine
+
     def __init__(
         self,
         world: Surroundings,
@@ -56,30 +63,39 @@ class Client:
         path: Path,
         disk: Disk,
         settings: c.Settings,
+        bounds: c.Settings,
         rng: random.Random,
     ) -> None:
         self.world = world
-        self.clock = world.clock
+        self.clock = self.own_clock(world.clock)
         self.device = device
         self.name = device.name
         self.path = path
         self.disk = disk
         self.settings = settings
         self.rng = rng
-        self.app = App(self, device, world.clock, world.history, rng)
+        self.watch = Watch(device.name, device.user, self.clock, world.history, bounds)
+        self.app = App(self, device, self.clock, world.history, rng)
+        self.signin = SignIn(self)
+        self.skew_s = device.skew_s
         self.engine: Engine | None = None
         self.incarnation = 0
-        self.token_failing = 0
-        self.transitions: dict[str, int] = {}
+        self.transitions: Counter[str] = Counter()
         self.commits = 0
         self._committing: c.Changes | None = None
         self._commit_timer: Timer | None = None
         self._timer: Timer | None = None
+        self._timer_at: float | None = None
+        """What the engine asked for, on the device's own clock."""
+        self._turn_timer: Timer | None = None
         self._inbox: list[Callable[[Engine], None]] | None = None
         """Inputs that wait for a reload; None: none is under way."""
+        self._missed: list[Callable[[Engine], None]] = []
+        """Inputs that wait until the device is awake."""
         self._reloads = 0
-        self._turn_due = False
-        self._token: tuple[str, float] | None = None
+        self._usage = Usage()
+        self._usage_until_s = 0.0
+        self._usage_phase = ""
 
     def __repr__(self) -> str:
         return f"<Client {self.name} life {self.incarnation}>"
@@ -96,63 +112,102 @@ class Client:
         """Whether the process lives and its store works."""
         return self.engine is not None and self._inbox is None
 
-    def note(self, what: str) -> None:
+    @property
+    def usage(self) -> Usage:
+        """What it used of the network and of its processor within this minute."""
+        now, history = self.clock.now_s, self.world.history
+        if now >= self._usage_until_s or self._usage_phase != history.phase:
+            self._usage = history.usage_of(self.name, now)
+            self._usage_until_s = (now // 60 + 1) * 60
+            self._usage_phase = history.phase
+        return self._usage
+
+    def note(self, what: str, number: int = 0, detail: str | Items = "") -> None:
         """Add a line to the trace."""
-        self.world.note(self.name, what)
+        self.world.note(self.name, what, number, detail)
 
     def command(self, command: c.Command) -> None:
         """Give a command to the engine, then do what it wants."""
         assert self.engine is not None
-        self.engine.submit(command, self.clock.now_s)
-        # The app may have more to say at this instant: what it wants is done after that, in one go.
-        if not self._turn_due:
-            self._turn_due = True
-            self.clock.after(0.0, self._turn)
+        if isinstance(command, c.Connect):
+            self.watch.forget()
+        self.engine.submit(command, self.clock.mono_s)
+        self._want_turn()
+
+    def do(self, deed: Deed) -> None:
+        """Have the app carry out a deed; while the device sleeps, its user waits."""
+        until_s = self.clock.standing_until_s
+        if until_s is None:
+            self.app.do(deed)
+        else:
+            self.clock.after(until_s - self.clock.now_s, self.do, deed)
 
     # --- life and death
 
     def start(self) -> None:
-        """Run a process on what the disk holds; tried again while the disk is gone."""
+        """Run a process on what the disk holds; tried again while the disk fails."""
+        if self.clock.standing_until_s is not None:
+            self.clock.after(START_AGAIN_S, self.start)
+            return
         try:
             snapshot = self.disk.load()
         except StoreError:
-            self.clock.after(0.5, self.start)
+            self.clock.after(START_AGAIN_S, self.start)
             return
-        self.note(f"start {self.incarnation}")
-        sources = c.Sources(random=self.rng.random, wall=self.wall)
-        engine = Engine(snapshot, self.settings, sources, device=self.name)
-        self.engine = engine
+        self.note("start", self.incarnation)
+        self.watch.look(snapshot)
+        engine = self.engine = self.new_engine(snapshot)
         self._inbox = None
-        now = self.clock.now_s
-        if self._token is not None:
-            token, until = self._token
-            engine.submit(c.SetToken(token=token, expires_in_s=until - now), now)
-        engine.submit(c.Connect(), now)
+        self.signin.started(engine)
+        engine.submit(c.Connect(), self.clock.mono_s)
         self.app.started()
         self._turn()
+
+    def new_engine(self, snapshot: c.Snapshot) -> Engine:
+        """An engine on what the disk holds."""
+        sources = c.Sources(random=self.rng.random, wall=self.wall)
+        return self.engine_type(snapshot, self.settings, sources, device=self.name)
+
+    def own_clock(self, clock: Clock) -> OwnClock:
+        """The clocks of this device."""
+        return OwnClock(clock)
 
     def crash(self, down_s: float, *, silent: bool) -> None:
         """Kill the process and its memory; `silent`: the device lost its power, nobody is told."""
         if self.engine is None:
             return
         self.note("crash")
-        self._gather()
+        self.transitions += transitions_of(self.engine)
         self.engine = None
         self.incarnation += 1
         self._committing = None
-        for timer in (self._timer, self._commit_timer):
+        self.watch.forget()
+        for timer in (self._timer, self._commit_timer, self._turn_timer):
             if timer is not None:
                 timer.cancel()
-        self._inbox = None
+        self._inbox = self._turn_timer = None
+        self._missed.clear()
         for connection in list(self.path.connections.values()):
             connection.client_gone(silent)
         self.disk.reopen()
         self.app.crashed()
         self.clock.after(down_s, self.start)
 
+    def sleep(self, sleep_s: float) -> None:
+        """Suspend the device: nothing runs, and all its clocks but that on the wall stand still."""
+        self.note("sleeps")
+        self.clock.suspend(sleep_s)
+        self.clock.after(sleep_s, self._awake)
+
+    def _awake(self) -> None:
+        self.note("awake")
+        missed, self._missed = self._missed, []
+        for feed in missed:
+            self.feed(feed)
+
     def wall(self) -> float:
         """What this device takes for the time."""
-        return self.clock.wall_s + self.device.skew_s
+        return self.clock.wall_s + self.skew_s
 
     # --- ClientEnd
 
@@ -160,39 +215,42 @@ class Client:
         """A connection stands."""
 
         def feed(engine: Engine) -> None:
-            engine.opened(link, self.clock.now_s)
+            engine.opened(link, self.clock.mono_s)
             self._tell_room(engine, link)
 
-        self.note(f"opened {link}")
-        self._input(feed)
+        self.note("opened", link)
+        self.feed(feed)
 
     def closed(self, link: int, fault: c.Fault) -> None:
         """A connection failed or is gone."""
-        self.note(f"closed {link} {fault.kind}")
-        self._input(lambda engine: engine.closed(link, fault, self.clock.now_s))
+        self.note("closed", link, fault.kind)
+        if self.engine is not None:
+            self.watch.closed(fault)
+        self.feed(lambda engine: engine.closed(link, fault, self.clock.mono_s))
 
     def received(self, link: int, items: Items) -> None:
         """A frame came."""
 
         def feed(engine: Engine) -> None:
-            now = self.clock.now_s
+            now = self.clock.mono_s
             engine.alive(link, now)
             for item in items:
                 engine.receive(link, item, now)
 
-        self.note(f"received {link} {_names(items)}")
-        self._input(feed)
+        self.note("received", link, items)
+        self.watch.received(link, items)
+        self.feed(feed)
 
     def drained(self, link: int) -> None:
         """Bytes left the buffer of a connection."""
         engine = self.engine
-        if engine is None:
+        if engine is None or self.clock.standing_until_s is not None:
             return
         self._tell_room(engine, link)
         connection = self.path.connections.get(link)
         if connection is not None and connection.was_full:
             connection.was_full = False
-            self._turn()
+            self._want_turn()
 
     def _tell_room(self, engine: Engine, link: int) -> None:
         connection = self.path.connections.get(link)
@@ -201,20 +259,30 @@ class Client:
 
     # --- the driver's loop
 
-    def _input(self, feed: Callable[[Engine], None]) -> None:
+    def feed(self, feed: Callable[[Engine], None]) -> None:
+        """Give the engine an input, as soon as it can take one."""
         if self.engine is None:
             return
-        if self._inbox is not None:
+        if self.clock.standing_until_s is not None:
+            self._missed.append(feed)
+        elif self._inbox is not None:
             self._inbox.append(feed)
-            return
-        feed(self.engine)
-        self._turn()
+        else:
+            feed(self.engine)
+            self._want_turn()
+
+    def _want_turn(self) -> None:
+        if self._turn_timer is None:
+            self._turn_timer = self.clock.after(self.device.loop_s, self._turn)
 
     def _turn(self) -> None:
         engine = self.engine
-        self._turn_due = False
+        if self._turn_timer is not None:
+            self._turn_timer.cancel()
+            self._turn_timer = None
         if engine is None or self._inbox is not None:
             return
+        self.usage.turns += 1
         if self._committing is None:
             changes = engine.take_changes()
             if changes is not None:
@@ -222,7 +290,8 @@ class Client:
         self._carry_out(engine)
         for event in engine.events():
             self.app.saw(event)
-        engine.answers()
+        for answer in engine.answers():
+            self.app.answered(answer)
         self._set_timer(engine)
 
     def begin_commit(self, changes: c.Changes) -> None:
@@ -243,7 +312,7 @@ class Client:
             self.crash(self.rng.uniform(0.1, 5.0), silent=self.rng.random() < 0.5)
             return
         try:
-            self.disk.finish(changes)
+            displaced = self.disk.finish(changes)
         except StoreError as error:
             self._commit_failed(engine, error)
             return
@@ -253,21 +322,26 @@ class Client:
             return
         self._committing = None
         self._reloads = 0
-        self.committed()
+        self.watch.committed([*changes.conversations.values()])
+        if self.watch.wants_look(changes):
+            self.watch.look(self.store.load())
+        self.committed(displaced)
         self._turn()
 
-    def committed(self) -> None:
+    def committed(self, displaced: Sequence[c.MessageRow] = ()) -> None:
         """Tell engine and app that what they changed is durable."""
         assert self.engine is not None
-        self.engine.committed(self.clock.now_s)
+        self.engine.committed(self.clock.mono_s, displaced)
         self.app.commit_done()
 
     def _commit_failed(self, engine: Engine, error: StoreError) -> None:
-        self.note(f"commit failed: {error.code}")
+        self.note("commit failed", 0, error.code)
         self._committing = None
-        engine.commit_failed(self.clock.now_s)
+        engine.commit_failed(self.clock.mono_s)
         self._inbox = []
         self.app.commit_failed()
+        if self.disk.was_unsure:
+            self.app.cut()
         self._carry_out(engine)
         delay = min(0.02 * 2**self._reloads, RELOAD_S_MAX)
         self._reloads += 1
@@ -284,7 +358,8 @@ class Client:
             self._reloads += 1
             return
         self.note("reload")
-        engine.reload(snapshot, self.clock.now_s)
+        self.watch.look(snapshot)
+        engine.reload(snapshot, self.clock.mono_s)
         inbox, self._inbox = self._inbox or [], None
         for feed in inbox:
             feed(engine)
@@ -292,34 +367,35 @@ class Client:
         self._turn()
 
     def _carry_out(self, engine: Engine) -> None:
-        history, now = self.world.history, self.clock.now_s
-        for action in engine.actions(now):
+        for action in engine.actions(self.clock.mono_s):
             match action:
                 case c.OpenLink():
-                    history.usage_of(self.name, now).opened += 1
-                    self.note(f"open {action.link}")
+                    self.usage.opened += 1
+                    self.note("open", action.link)
+                    self.watch.opens()
                     self.path.connect(action.link)
                 case c.CloseLink():
-                    self.note(f"close {action.link} {action.reason}")
+                    self.note("close", action.link, action.reason)
                     connection = self.path.connections.get(action.link)
                     if connection is not None:
                         connection.close_up()
                 case c.SendItems():
-                    self._send(action)
+                    self._send(engine, action)
                 case c.RefreshToken():
+                    self.usage.refreshed += 1
                     self.note("refresh token")
-                    delay = self.path.latency_s() * 4
-                    self.clock.after(delay, self._refreshed, self.incarnation)
+                    self.signin.refresh()
 
-    def _send(self, action: c.SendItems) -> None:
-        usage = self.world.history.usage_of(self.name, self.clock.now_s)
+    def _send(self, engine: Engine, action: c.SendItems) -> None:
+        usage = self.usage
         items = self.outgoing(action.items)
         usage.items += len(items)
-        self.note(f"send {action.link} {_names(items)}")
+        self.watch.sends(action.link, items)
+        self.note("send", action.link, items)
         connection = self.path.connections.get(action.link)
         if connection is not None and items:
-            if type(items[0]).__name__ == "Hello" and self.engine is not None:
-                usage.backlog += self.engine.pending
+            if type(items[0]).__name__ == "Hello":
+                usage.backlog += engine.pending
             connection.send_up(items)
             connection.was_full = connection.room_bytes < BUFFER_BYTES // 2
 
@@ -327,38 +403,22 @@ class Client:
         """What really leaves of what the engine wants to send: all of it."""
         return items
 
-    def _refreshed(self, incarnation: int) -> None:
-        if self.engine is None or incarnation != self.incarnation:
-            return
-        reachable = not (self.path.unreachable or self.path.refusing or self.token_failing)
-        token = self.world.new_token(self.name) if reachable else None
-        now = self.clock.now_s
-        if token is None:
-            if self.token_failing:
-                self.world.count("token_failed")
-            failed = c.TokenFailed(permanent=False, text="simulated")
-            self._input(lambda engine: _ignore(engine.submit(failed, self.clock.now_s)))
-        else:
-            self._token = (token[0], now + token[1])
-            good = c.SetToken(token=token[0], expires_in_s=token[1])
-            self._input(lambda engine: _ignore(engine.submit(good, self.clock.now_s)))
-
     def _set_timer(self, engine: Engine) -> None:
-        deadline = engine.next_deadline(self.clock.now_s)
+        deadline = engine.next_deadline(self.clock.mono_s)
         timer = self._timer
         if timer is not None:
-            if timer.call is not None and timer.at_s == deadline:
+            if timer.call is not None and self._timer_at == deadline:
                 return
             timer.cancel()
-        self._timer = None
+        self._timer, self._timer_at = None, deadline
         if deadline is not None:
             # What is due at once is done at the next instant: a driver cannot be faster than its loop.
-            self._timer = self.clock.at(max(deadline, self.clock.now_s + 1e-6), self._fire)
+            self._timer = self.clock.at(max(deadline, self.clock.mono_s + 1e-6), self._fire)
 
     def _fire(self) -> None:
         engine = self.engine
         if engine is not None and self._inbox is None:
-            engine.handle_timer(self.clock.now_s)
+            engine.handle_timer(self.clock.mono_s)
             self._turn()
 
     # --- what the end of a run asks
@@ -371,6 +431,7 @@ class Client:
             engine is not None
             and self._inbox is None
             and self._committing is None
+            and not self._missed
             and self.app.idle
             and engine.pending == 0
         )
@@ -382,44 +443,6 @@ class Client:
         held = len(app.todo) + len(app.handed_over) + len(app.returning)
         return held + (len(self.store.pending()) if self.engine is None else self.engine.pending)
 
-    def received_of(self, conversation: str) -> list[tuple[str, int]]:
-        """How far this device knows the others to have received, by user."""
-        for row in self.store.load().conversations:
-            if row.id == conversation:
-                return [(user, received) for user, received, _ in row.receipts]
-        return []
-
-    def gather(self) -> dict[str, int]:
+    def gather(self) -> Counter[str]:
         """The transitions its engines took, over all lives."""
-        self._gather()
-        return self.transitions
-
-    def _gather(self) -> None:
-        for machine, event, times in transitions_of(self.engine):
-            name = f"{machine}.{event}"
-            self.transitions[name] = self.transitions.get(name, 0) + times
-
-
-def transitions_of(engine: Any) -> list[tuple[str, str, int]]:
-    """(machine, `state:event`, times) of every transition counted inside an engine."""
-    found: list[tuple[str, str, int]] = []
-    for machine in ("link", "outbox"):
-        part = getattr(engine, machine, None) or getattr(engine, f"_{machine}", None)
-        counter = getattr(part, "transitions", {})
-        found += [(machine, f"{state}:{event}", times) for (state, event), times in counter.items()]
-    return found
-
-
-def _names(items: Items) -> str:
-    """Items by tag and number, never their content."""
-    return " ".join(_name(item) for item in items)
-
-
-def _name(item: msgspec.Struct) -> str:
-    number = getattr(item, "n", None) or getattr(item, "seq", None) or getattr(item, "since", None)
-    name = type(item).__name__
-    return name if number is None else f"{name}:{getattr(item, 'conversation', '')}:{number}"
-
-
-def _ignore(_: object) -> None:
-    """Drop an answer."""
+        return self.transitions + transitions_of(self.engine)

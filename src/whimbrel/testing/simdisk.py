@@ -1,8 +1,8 @@
-"""The simulated disks: the client's, under a real store, and the server's, under a real ledger.
+"""The simulated disk of a device, under a real store.
 
-A disk takes time and fails. What `finish` returned from is durable; what it raised from is not there; a crash
-between `begin` and `finish` leaves nothing. The data of a `SimStore` is the disk's platter: a device that
-crashed opens a copy of it.
+A disk takes time and fails. What `finish` returned from is durable; what it raised from is not there, unless
+the disk cannot tell (`unsure_next`); a crash between `begin` and `finish` leaves nothing. The data of a
+`SimStore` is the disk's platter: a device that crashed opens a copy of it.
 
 A driver promises not to change what it gave to `begin`: the disk looks, at the end, whether that was kept.
 """
@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from whimbrel.core.contract import Changes, Snapshot
+from whimbrel.core.contract import Changes, MessageRow, Snapshot
 from whimbrel.errors import StoreError, StoreFull, StoreUnavailable
 from whimbrel.store.memory import MemoryStore
 
@@ -31,6 +31,7 @@ class SimStore(MemoryStore):
     def _commit(self, changes: Changes) -> None:
         self.disk.refuse_if_failing()
         super()._commit(changes)
+        self.disk.complain_if_unsure()
 
 
 class Disk:
@@ -47,7 +48,13 @@ class Disk:
         """How many reasons there are now; so for `gone`."""
         self.gone = 0
         self.slow_s = 0.0
+        self.error_share = 0.0
+        """The share of commits and loads that end in an I/O error."""
         self.fail_next = False
+        self.unsure_next = False
+        """The next commit is durable, and reported as failed."""
+        self.was_unsure = False
+        """The last one was."""
         self.crash_next = ""
         """`before` or `after` the next commit."""
         self.complaints: list[str] = []
@@ -65,16 +72,17 @@ class Disk:
         if self.verify:
             self._given = _encode(changes)
 
-    def finish(self, changes: Changes) -> None:
-        """Make the transaction durable, or raise `StoreError`."""
+    def finish(self, changes: Changes) -> list[MessageRow]:
+        """Make the transaction durable, or raise `StoreError`; gives what `Store.apply` gives."""
         if self.verify and _encode(changes) != self._given:
             self.complaints.append("changes were changed while their commit was in flight")
-        self.store.apply(changes)
+        return self.store.apply(changes)
 
     def load(self) -> Snapshot:
-        """What is durable. Raises `StoreUnavailable` while the disk is gone."""
+        """What is durable. Raises `StoreError` while the disk is gone, or has errors."""
         if self.gone:
             raise StoreUnavailable("simulated: the disk is gone")
+        self._fail_by_chance()
         return self.store.load()
 
     def reopen(self) -> None:
@@ -83,13 +91,27 @@ class Disk:
 
     def refuse_if_failing(self) -> None:
         """Raise if this commit must fail."""
+        self.was_unsure = False
         if self.gone:
             self.count("disk_gone")
             raise StoreUnavailable("simulated: the disk is gone")
         if self.full:
             self.count("disk_full")
             raise StoreFull("simulated: the disk is full")
+        self._fail_by_chance()
         if self.fail_next:
             self.fail_next = False
             self.count("commit_failed")
             raise StoreError("simulated: the commit failed")
+
+    def complain_if_unsure(self) -> None:
+        """Raise although this commit is there, if that was asked for."""
+        if self.unsure_next:
+            self.unsure_next, self.was_unsure = False, True
+            self.count("commit_unsure")
+            raise StoreError("simulated: the disk cannot tell whether it was written")
+
+    def _fail_by_chance(self) -> None:
+        if self.error_share and self.rng.random() < self.error_share:
+            self.count("io_errors")
+            raise StoreError("simulated: an I/O error")

@@ -9,29 +9,31 @@ and an end that is told that it closed is told last. Two connections of one path
 What can happen to a path: refusals, unreachable (nothing passes, connections turn half-open), a server that
 answers 503, connects that are never answered, stalls, more latency, less capacity. To a connection: cut (both
 told after a while), reset (both told at once), half-open (nobody told), held back in one direction while
-other connections go on, cut by the very answer to a request.
+other connections go on, cut by the very answer to a request. What may be repeated (not the greeting) can come
+twice, as over transports whose requests are repeated by something on the way; and a single answer can be
+lost, as by a server of several processes of which one dies.
 
 Frames are tuples of items with their size in bytes; with `wire` they are encoded and decoded by the protocol.
 """
 
 import random
-from collections import deque
 from collections.abc import Callable, Sequence
-from math import isfinite
 from typing import Any, Final, Literal, Protocol
 
 from whimbrel import protocol as p
 from whimbrel.core.contract import Fault
-from whimbrel.testing.proxy_shaper import Capacity, Passage, Shaper
+from whimbrel.testing.proxy_shaper import Capacity, Shaper
 from whimbrel.testing.simclock import Clock
+from whimbrel.testing.simlane import Items, Lane
 
 __all__ = ["BUFFER_BYTES", "ClientEnd", "Connection", "Items", "Network", "Path", "ServerEnd"]
 
 BUFFER_BYTES: Final = 64 * 1024
 """What the client's side of a connection takes before it must wait."""
 SPLIT_SHARE: Final = 0.2
+ONCE: Final = (p.Hello, p.Welcome, p.Goaway, p.Bye, p.Auth)
+"""What opens and closes a link; everything else may be repeated."""
 
-Items = tuple[Any, ...]
 Direction = Literal["up", "down"]
 
 
@@ -56,6 +58,10 @@ class ServerEnd(Protocol):
 
     up: bool
 
+    @property
+    def stopped_until_s(self) -> float | None:
+        """Its process stands still until then: the host takes connections in, nobody answers."""
+
     def accepted(self, connection: "Connection") -> None:
         """A client connected."""
 
@@ -67,62 +73,6 @@ class ServerEnd(Protocol):
 
     def drained(self, connection: "Connection") -> None:
         """Bytes left the sending buffer."""
-
-
-class Lane:
-    """One direction of one connection: a queue of frames on their way, in order."""
-
-    __slots__ = ("deliver", "held_until_s", "network", "number", "paused", "queue", "shaper", "sizes_bytes")
-
-    def __init__(
-        self, network: "Network", shaper: Shaper, number: int, deliver: Callable[[Items | None], None]
-    ) -> None:
-        self.network = network
-        self.shaper = shaper
-        self.number = number
-        self.deliver = deliver
-        self.queue: deque[tuple[Passage, Items | None]] = deque()
-        self.held_until_s = 0.0
-        self.paused = False
-        """The receiver does not read."""
-        self.sizes_bytes = 0
-
-    def put(self, items: Items | None, size_bytes: int) -> None:
-        """Send a frame on its way; None is the end of the stream."""
-        clock = self.network.clock
-        passage = self.shaper.admit(self.number, size_bytes, clock.now_s)
-        self.queue.append((passage, items))
-        self.sizes_bytes += size_bytes
-        if isfinite(passage.leave_at_s):
-            clock.at(passage.leave_at_s, self.fire)
-
-    def fire(self) -> None:
-        """Deliver what is due. Asked too often it does nothing: plans change, old wake-ups stay."""
-        now = self.network.clock.now_s
-        if now < self.held_until_s:
-            return
-        while self.queue and not self.paused and self.queue[0][0].leave_at_s <= now:
-            passage, items = self.queue.popleft()
-            self.sizes_bytes -= passage.size_bytes
-            self.deliver(items)
-
-    def replan(self) -> None:
-        """Look again when each frame is due, after the shaper's plan changed."""
-        clock = self.network.clock
-        for passage, _ in self.queue:
-            if isfinite(passage.leave_at_s):
-                clock.at(passage.leave_at_s, self.fire)
-
-    def hold(self, until_s: float) -> None:
-        """Deliver nothing before that time; then everything, in order."""
-        self.held_until_s = until_s
-        self.network.clock.at(until_s, self.fire)
-
-    def drop(self) -> None:
-        """Lose everything that is on its way."""
-        self.queue.clear()
-        self.sizes_bytes = 0
-        self.shaper.forget(self.number, self.network.clock.now_s)
 
 
 class Connection:
@@ -153,8 +103,8 @@ class Connection:
         """The client's side had little room when it last wrote."""
         self.black_hole = False
         """Nothing passes any more, in either direction."""
-        self.up = Lane(self.network, path.up, number, self._arrive_up)
-        self.down = Lane(self.network, path.down, number, self._arrive_down)
+        self.up = Lane(self.network.clock, path.up, number, self._arrive_up)
+        self.down = Lane(self.network.clock, path.down, number, self._arrive_down)
 
     def __repr__(self) -> str:
         return f"<Connection {self.number}: link {self.link} of {self.path.name}>"
@@ -166,6 +116,8 @@ class Connection:
         if self.client_open and not self.black_hole:
             for frame, size in self.network.frames(items, "up"):
                 self.up.put(frame, size)
+                if self.path.duplicating and self._comes_twice(frame):
+                    self.up.put(frame, size)
 
     def close_up(self) -> None:
         """The client closes: what it wrote still arrives, what comes is lost."""
@@ -192,6 +144,8 @@ class Connection:
             self.network.count("answer_lost")
             self.cut(0.05, 0.05)
             return
+        if self.path.swallowing:
+            items = self._without_answers(items)
         if len(items) > 1 and self.path.rng.random() < SPLIT_SHARE:
             # Written in two pieces: what goes wrong may go wrong between them.
             middle = self.path.rng.randrange(1, len(items))
@@ -199,8 +153,30 @@ class Connection:
         else:
             pieces = (items,)
         for piece in pieces:
+            if not piece:
+                continue
             for frame, size in self.network.frames(piece, "down"):
                 self.down.put(frame, size)
+                if self.path.duplicating and self._comes_twice(frame):
+                    self.down.put(frame, size)
+
+    def _without_answers(self, items: Items) -> Items:
+        """Lose some answers, as when a process behind the gateway dies between commit and answer."""
+        kept = []
+        for item in items:
+            answer = isinstance(item, p.Delivered | p.Rejected | p.Page)
+            if answer and self.path.rng.random() < self.path.swallowing:
+                self.network.count("swallowed")
+            else:
+                kept.append(item)
+        return tuple(kept)
+
+    def _comes_twice(self, items: Items) -> bool:
+        path = self.path
+        if path.rng.random() >= path.duplicating or any(isinstance(item, ONCE) for item in items):
+            return False
+        self.network.count("duplicated")
+        return True
 
     def close_down(self) -> None:
         """The server closes: what it wrote still arrives, what comes is lost."""
@@ -250,6 +226,10 @@ class Connection:
         network = self.network
         path = self.path
         if self.black_hole or not self.client_open:
+            return
+        stopped_until_s = network.server.stopped_until_s
+        if stopped_until_s is not None:
+            network.clock.at(stopped_until_s, self.syn)
             return
         back = path.latency_s()
         if path.unavailable:
@@ -327,6 +307,10 @@ class Path:
         self.unavailable = 0
         self.unanswered = 0
         self.retry_after_s: float | None = None
+        self.duplicating = 0.0
+        """The share of frames that come twice."""
+        self.swallowing = 0.0
+        """The share of answers that are lost while the connection goes on."""
         self.answer_fatal = False
         """The connection is cut by the next answer of the server to something that was sent."""
 

@@ -1,30 +1,32 @@
 """The simulated server: a real hub on a real ledger, in a process that dies and a host whose disk fails.
 
 It does what the server's driver does, in virtual time: feeds links, items and time to the hub, has the ledger
-carry out one batch at a time, and writes what waits for each link, as far as the connection takes it. The
-ledger's state outlives the process; links, queues and what was not committed do not.
+carry out one batch at a time, and writes what waits for each link, as far as the connection takes it. What
+came since its loop's last turn shares the next. The ledger's state outlives the process; links, queues and
+what was not committed do not. A read of the ledger that fails costs the link that needed it, or leaves the
+hub in doubt: then every link is sent away.
 
-    process:  up ──▶ down ──▶ up     (killed, or closed in good order)
+    process:  up ──▶ down ──▶ up     (killed, or closed in good order; stopped, it stays up and is silent)
 """
 
 import itertools
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Final, Protocol
 
 from whimbrel import errors
+from whimbrel import protocol as p
+from whimbrel.model import message_id
 from whimbrel.server.hub import Hub, Identity, ServerSettings
-from whimbrel.server.ledger import CreateConversation, Ledger, LedgerUnavailable, Operation, Outcome
-from whimbrel.server.ledger_memory import MemoryLedger
-from whimbrel.testing.history import History, Sighting
-from whimbrel.testing.simapp import text_of
-from whimbrel.testing.simclock import EPOCH_S, Clock, Timer
+from whimbrel.server.ledger import CreateConversation, LedgerUnavailable, Operation, Outcome
+from whimbrel.testing.history import History
+from whimbrel.testing.simclock import EPOCH_S, Clock, OwnClock, Timer
+from whimbrel.testing.simledger import LedgerDisk
 from whimbrel.testing.simnet import BUFFER_BYTES, Connection, Items, Network
 
-__all__ = ["LedgerDisk", "Server"]
+__all__ = ["Server"]
 
 COMMIT_S: Final = 0.001
-PAGE: Final = 100
 
 
 class World(Protocol):
@@ -34,42 +36,18 @@ class World(Protocol):
     history: History
     network: Network
 
-    def note(self, who: str, what: str) -> None:
+    def note(self, who: str, what: str, number: int = 0, detail: str | Items = "") -> None:
         """Add a line to the trace."""
 
     def count(self, fault: str) -> None:
         """Count a fault that took effect."""
 
 
-class LedgerDisk:
-    """The ledger on the server's disk: what `finish` returned from is durable, crash or not."""
-
-    def __init__(self) -> None:
-        numbers = itertools.count(1)
-        self.ledger: Ledger = MemoryLedger(new_id=lambda: f"id{next(numbers)}")
-        self.unavailable = 0
-        """How many reasons there are now."""
-        self.fail_next = False
-
-    def prepared(self) -> None:
-        """What the run begins with is there."""
-
-    def finish(self, operations: Sequence[Operation], now: float) -> list[Outcome]:
-        """Make the batch durable, or raise `LedgerUnavailable`."""
-        if self.unavailable or self.fail_next:
-            self.fail_next = False
-            raise LedgerUnavailable("simulated")
-        return self.ledger.apply(operations, now)
-
-    def crashed(self) -> None:
-        """The process died: what was not durable is gone."""
-
-
 class _SyncTokens:
-    def encode(self, history: str, commit: int) -> str:
+    def encode(self, history: str, commit: int, user: str) -> str:
         return f"{history}.{commit}"
 
-    def decode(self, token: str) -> tuple[str, int] | None:
+    def decode(self, token: str, user: str) -> tuple[str, int] | None:
         history, _, commit = token.rpartition(".")
         return (history, int(commit)) if commit.isdecimal() else None
 
@@ -77,11 +55,22 @@ class _SyncTokens:
 class Server:
     """The one server of a world; implements `ServerEnd` for the network."""
 
+    hub_type: type[Hub] = Hub
+
     def __init__(
-        self, world: World, disk: LedgerDisk, rng: random.Random, *, settings: ServerSettings
+        self,
+        world: World,
+        disk: LedgerDisk,
+        rng: random.Random,
+        *,
+        settings: ServerSettings,
+        loop_s: float,
+        accepts_early: bool,
     ) -> None:
         self.world = world
-        self.clock = world.clock
+        self.clock = OwnClock(world.clock)
+        self.loop_s = loop_s
+        self.accepts_early = accepts_early
         self.disk = disk
         self.rng = rng
         self.settings = settings
@@ -102,6 +91,8 @@ class Server:
         self._batch: list[Operation] | None = None
         self._commit_timer: Timer | None = None
         self._timer: Timer | None = None
+        self._timer_at: float | None = None
+        self._turn_timer: Timer | None = None
 
     # --- before and after the run
 
@@ -115,35 +106,9 @@ class Server:
         self.disk.ledger.apply(operations, EPOCH_S)
         self.disk.prepared()
 
-    def read_logs(self) -> dict[tuple[str, str], list[Sighting]]:
-        """Every conversation's whole log, as each member may read it."""
-        logs: dict[tuple[str, str], list[Sighting]] = {}
-        ledger = self.disk.ledger
-        for user in sorted(set(self._users.values())):
-            for conversation in ledger.conversations(user):
-                log = logs[user, conversation.id] = []
-                while True:
-                    since = log[-1].seq if log else 0
-                    page = ledger.page(user, conversation.id, since=since, limit=PAGE)
-                    if page is None or not page.events:
-                        break
-                    log += [
-                        Sighting(
-                            conversation=event.conversation,
-                            seq=event.seq,
-                            id=event.id,
-                            sender=event.sender,
-                            kind=event.kind,
-                            body=text_of(event.format, event.body),
-                            at_s=event.at,
-                        )
-                        for event in page.events
-                    ]
-        return logs
-
     def new_token(self, device: str, lasts_s: float) -> tuple[str, float] | None:
         """An access token for a device and how long it lasts; None while the server is down."""
-        if not self.up:
+        if not self.up or self.stopped_until_s is not None:
             return None
         token = f"token{next(self._token_numbers)}"
         self._tokens[token] = Identity(
@@ -161,7 +126,7 @@ class Server:
         """Begin a process on what the ledger holds."""
         self.world.note("server", "start")
         self.up = True
-        self.hub = Hub(
+        self.hub = self.hub_type(
             self.disk.ledger,
             authenticate=self._authenticate,
             synctokens=_SyncTokens(),
@@ -178,9 +143,10 @@ class Server:
         self.up = False
         self.hub = None
         self._batch = None
-        for timer in (self._timer, self._commit_timer):
+        for timer in (self._timer, self._commit_timer, self._turn_timer):
             if timer is not None:
                 timer.cancel()
+        self._turn_timer = None
         self._links.clear()
         self._full.clear()
         self._paused.clear()
@@ -195,7 +161,42 @@ class Server:
             self.world.note("server", "shutdown")
             self.hub.shutdown(self.clock.now_s, spread_s=down_s)
             self._turn()
-            self.clock.after(0.5, lambda: self.crash(down_s, reset=True))
+            self.clock.after(0.5, self._closed, self.hub, down_s)
+
+    def _closed(self, hub: Hub, down_s: float) -> None:
+        if self.hub is hub:
+            self.crash(down_s, reset=True)
+
+    def stop(self, stop_s: float) -> None:
+        """Stop the process (SIGSTOP), and let it go on later; its host's kernel goes on meanwhile."""
+        self.world.note("server", "stopped")
+        self.clock.stop(stop_s)
+        self.clock.after(stop_s, self._goes_on)
+
+    def _goes_on(self) -> None:
+        if self.hub is not None:
+            full, self._full = self._full, set()
+            for link in sorted(full):
+                self._write(self.hub, link)
+            self._read_on(self.hub)
+
+    @property
+    def stopped_until_s(self) -> float | None:
+        """When the process goes on; None: it is not stopped."""
+        return self.clock.standing_until_s
+
+    def restore(self, backup: int, down_s: float, *, tell: bool) -> None:
+        """Put an old backup of the ledger in place, the process being killed for it.
+
+        `tell`: whoever restores it says so, and a new history begins at once; else the server has to
+        find out from what its clients know.
+        """
+        self.crash(down_s, reset=True)
+        self.world.note("server", "restored", backup)
+        self.disk.restore(backup)
+        self.world.history.restored.append(self.clock.now_s)
+        if tell:
+            self.disk.memory.begin_new_history()
 
     def _authenticate(self, token: str) -> Identity:
         identity = self._tokens.get(token)
@@ -216,22 +217,39 @@ class Server:
 
     def received(self, connection: Connection, items: Items) -> None:
         """A frame came."""
+        until_s = self.stopped_until_s
+        if until_s is not None:
+            self.clock.after(until_s - self.clock.now_s, self._received_late, connection, items)
+            return
         newest = connection.path.newest()
         if newest is not None and newest.number > connection.number and newest.server_open:
             self.world.count("late_after_new_link")
-
-        def feed(hub: Hub) -> None:
+        hub = self.hub
+        if hub is None:
+            return
+        if self.accepts_early:
+            self._accept_early(connection, items)
+        try:
             for item in items:
                 hub.receive(connection.number, item, self.clock.now_s)
-
-        self._feed(feed)
-        if self.hub is not None and self.hub.congested(connection.number):
+        except LedgerUnavailable:
+            self._drop(hub, connection)
+        self._want_turn()
+        if hub.congested(connection.number):
             self.world.count("congested")
             connection.up.paused = True
             self._paused.add(connection.number)
 
+    def _received_late(self, connection: Connection, items: Items) -> None:
+        if connection.number in self._links:
+            self.received(connection, items)
+
     def closed(self, connection: Connection) -> None:
         """A connection is gone."""
+        until_s = self.stopped_until_s
+        if until_s is not None:
+            self.clock.after(until_s - self.clock.now_s, self.closed, connection)
+            return
         self._links.pop(connection.number, None)
         self._full.discard(connection.number)
         self._paused.discard(connection.number)
@@ -239,39 +257,85 @@ class Server:
 
     def drained(self, connection: Connection) -> None:
         """A connection can take more."""
-        if connection.number in self._full and self.hub is not None:
+        if connection.number in self._full and self.hub is not None and self.stopped_until_s is None:
             self._full.discard(connection.number)
             self._write(self.hub, connection.number)
             self._read_on(self.hub)
 
+    def _accept_early(self, connection: Connection, items: Items) -> None:
+        """Say, as a buffer before the ledger does, that the messages were taken in."""
+        taken = []
+        for item in items:
+            if isinstance(item, p.Send):
+                id = message_id(connection.path.name, item.key)
+                place = p.Accepted(
+                    conversation=item.conversation, stream=item.stream, n=item.n, id=id, epoch="", position=""
+                )
+                taken.append(place)
+        if taken:
+            connection.send_down(tuple(taken))
+
     # --- the driver's loop
 
     def _feed(self, feed: Callable[[Hub], None]) -> None:
-        if self.hub is not None:
+        """Give the hub an input; a stopped process takes it when it goes on."""
+        until_s = self.stopped_until_s
+        if until_s is not None:
+            self.clock.after(until_s - self.clock.now_s, self._feed, feed)
+        elif self.hub is not None:
             feed(self.hub)
-            self._turn()
+            self._want_turn()
+
+    def _want_turn(self) -> None:
+        if self._turn_timer is None:
+            self._turn_timer = self.clock.after(self.loop_s, self._turn)
 
     def _turn(self) -> None:
         hub, now = self.hub, self.clock.now_s
+        if self._turn_timer is not None:
+            self._turn_timer.cancel()
+            self._turn_timer = None
         if hub is None:
             return
         if self._batch is None:
-            batch = hub.take_batch(now)
-            if batch:
-                self.begin_batch(hub, batch)
-        for link in sorted(hub.take_ready()):  # they wake in the order of a set
+            self._take_batch(hub, now)
+        for link in hub.take_ready():
             self._write(hub, link)
         if self._paused:
             self._read_on(hub)
         deadline = hub.next_deadline()
         timer = self._timer
-        if timer is not None and timer.call is not None and timer.at_s == deadline:
-            return
         if timer is not None:
+            if timer.call is not None and self._timer_at == deadline:
+                return
             timer.cancel()
-        self._timer = None
+        self._timer, self._timer_at = None, deadline
         if deadline is not None:
             self._timer = self.clock.at(max(deadline, now + 1e-6), self._fire)
+
+    def _take_batch(self, hub: Hub, now: float) -> None:
+        try:
+            if hub.rewound:
+                self.world.count("rewound")
+                self.disk.memory.begin_new_history()
+                hub.start_anew(now)
+                self._want_turn()
+            elif batch := hub.take_batch(now):
+                self.begin_batch(hub, batch)
+        except LedgerUnavailable:
+            self._in_doubt(hub)
+
+    def _in_doubt(self, hub: Hub) -> None:
+        """It cannot be told what clients know: they come back and learn it from the heads."""
+        hub.start_anew(self.clock.now_s)
+        self._want_turn()
+
+    def _drop(self, hub: Hub, connection: Connection) -> None:
+        connection.close_down()
+        self._links.pop(connection.number, None)
+        self._full.discard(connection.number)
+        self._paused.discard(connection.number)
+        hub.close(connection.number, self.clock.now_s)
 
     def _read_on(self, hub: Hub) -> None:
         for link in sorted(self._paused):
@@ -283,7 +347,13 @@ class Server:
                     self.clock.after(0.0, connection.up.fire)
 
     def _fire(self) -> None:
-        self._feed(lambda hub: hub.handle_timer(self.clock.now_s))
+        hub = self.hub
+        if hub is not None:
+            try:
+                hub.handle_timer(self.clock.now_s)
+            except LedgerUnavailable:
+                self._in_doubt(hub)
+            self._turn()
 
     def _write(self, hub: Hub, link: int) -> None:
         connection = self._links.get(link)
@@ -292,13 +362,15 @@ class Server:
         if connection.down.sizes_bytes >= BUFFER_BYTES:
             self._full.add(link)
             return
-        items = hub.outgoing(link, self.clock.now_s)
+        try:
+            items = hub.outgoing(link, self.clock.now_s)
+        except LedgerUnavailable:
+            self._drop(hub, connection)
+            return
         if items:
             connection.send_down(tuple(items))
         if link in hub.closing:
-            connection.close_down()
-            self._links.pop(link, None)
-            hub.close(link, self.clock.now_s)
+            self._drop(hub, connection)
 
     def begin_batch(self, hub: Hub, batch: list[Operation]) -> None:
         """Have the ledger carry it out; nobody is answered before that is done."""
@@ -319,20 +391,23 @@ class Server:
             self.world.count("server_crash_before_commit")
             self.crash(self.rng.uniform(0.3, 5.0), reset=self.rng.random() < 0.7)
             return
+        outcomes: list[Outcome] | None = None
         try:
             outcomes = self.disk.finish(batch, self.clock.wall_s)
         except LedgerUnavailable:
             self.world.count("ledger_unavailable" if self.disk.unavailable else "ledger_hiccup")
-            self._batch = None
-            hub.batch_failed(self.clock.now_s)
-            self._turn()
-            return
         if crash == "after":
             self.world.count("server_crash_after_commit")
             self.crash(self.rng.uniform(0.3, 5.0), reset=self.rng.random() < 0.7)
             return
         self._batch = None
-        self.answer(hub, outcomes)
+        try:
+            if outcomes is None:
+                hub.batch_failed(self.clock.now_s)
+            else:
+                self.answer(hub, outcomes)
+        except LedgerUnavailable:
+            self._in_doubt(hub)
         self._turn()
 
     def answer(self, hub: Hub, outcomes: list[Outcome]) -> None:

@@ -7,32 +7,33 @@ command of a failing seed repeats it to the last step.
 
     simulate(seed) ──▶ SimResult        run_seeds(range(500), jobs=2) ──▶ SimReport
 
-    python -m whimbrel.testing.simulator --seeds 100
-    python -m whimbrel.testing.simulator --seed 17 --trace
+    whimbrel sim --seeds 100
+    whimbrel sim --seed 17 --trace
 
-What it is built of: `simclock` (time), `simnet` (paths and connections), `simdisk`, `simclient` (the driver's
-part), `simapp`, `simserver`, `simplan` (the story), `simworld` (all of them together), `ablations`.
+What it is built of: `simclock` (time), `simnet` and `simlane` (paths and connections), `simdisk` and
+`simledger` (what is durable), `simclient` and `simsignin` (the client's driver), `simapp`, `simserver`,
+`simplan` and `simstory` (the story), `simfaults` (what goes wrong), `simwatch` (bounds), `simworld` (all of
+them together), `simrecord` (the evidence), `checker` (the judges), `ablations`.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import random
-import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 
 from whimbrel.testing.ablations import ABLATIONS, Parts
 from whimbrel.testing.checker import check
 from whimbrel.testing.report import SimReport, SimResult
-from whimbrel.testing.simplan import SimPlan, draw
+from whimbrel.testing.simplan import SimPlan
+from whimbrel.testing.simstory import draw
 from whimbrel.testing.simworld import World
 
-__all__ = ["SimPlan", "SimReport", "SimResult", "main", "run_seeds", "simulate"]
+__all__ = ["SimPlan", "SimReport", "SimResult", "run_seeds", "simulate"]
 
 CHUNK = 10
 FRAMES_SHOWN = 4
@@ -48,9 +49,9 @@ def simulate(
     `keep_trace`: keep every line of what happened; it names messages by id and never shows content.
     """
     began = time.process_time()
-    plan = plan or SimPlan()
-    rng = random.Random(seed)
     parts = Parts() if ablation is None else ABLATIONS[ablation]
+    plan = parts.plan(plan or SimPlan())
+    rng = random.Random(seed)
     world = World(draw(rng, plan), plan, parts, rng, keep_trace=keep_trace)
     violations: list[str] = []
     try:
@@ -103,27 +104,3 @@ def _where(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)[-FRAMES_SHOWN:]
     places = " < ".join(f"{frame.name} ({frame.filename}:{frame.lineno})" for frame in reversed(frames))
     return f"{type(error).__name__}: {error} in {places}"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 0 if every promise was kept."""
-    parser = argparse.ArgumentParser(description="Run the deterministic simulator.")
-    parser.add_argument("--seeds", type=int, default=100, help="how many (default: %(default)s)")
-    parser.add_argument("--from", dest="first", type=int, default=0, help="the first of them")
-    parser.add_argument("--seed", type=int, help="this one only")
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--ablation", choices=sorted(ABLATIONS), help="switch a safeguard off")
-    parser.add_argument("--trace", action="store_true", help="with --seed: every line of what happened")
-    chosen = parser.parse_args(arguments)
-    if chosen.seed is not None:
-        result = simulate(chosen.seed, ablation=chosen.ablation, keep_trace=chosen.trace)
-        sys.stdout.write("\n".join([*result.trace, result.text(), ""]))
-        return 0 if result.ok else 1
-    seeds = range(chosen.first, chosen.first + chosen.seeds)
-    report = run_seeds(seeds, jobs=chosen.jobs, ablation=chosen.ablation)
-    sys.stdout.write(report.text() + "\n")
-    return 0 if report.ok else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
