@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from whimbrel.client.consumer import ConsumerStream as ConsumerStream
     from whimbrel.client.conversation import ConversationHandle as ConversationHandle
     from whimbrel.client.credentials import Credentials as Credentials
-    from whimbrel.client.events import EventsLost as EventsLost
     from whimbrel.client.events import EventStream as EventStream
     from whimbrel.client.handles import SentMessage as SentMessage
     from whimbrel.core.contract import Settings as Settings
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from whimbrel.errors import Conflict as Conflict
     from whimbrel.errors import DeliveryFailed as DeliveryFailed
     from whimbrel.errors import DeliveryPending as DeliveryPending
+    from whimbrel.errors import EventsLost as EventsLost
     from whimbrel.errors import Forbidden as Forbidden
     from whimbrel.errors import InsecureUrl as InsecureUrl
     from whimbrel.errors import InvalidArgument as InvalidArgument
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from whimbrel.errors import InvalidUrl as InvalidUrl
     from whimbrel.errors import KeyReused as KeyReused
     from whimbrel.errors import LinkError as LinkError
+    from whimbrel.errors import NotAStore as NotAStore
     from whimbrel.errors import NotConnected as NotConnected
     from whimbrel.errors import NotFound as NotFound
     from whimbrel.errors import ProtocolError as ProtocolError
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from whimbrel.model import Event as Event
     from whimbrel.model import Explanation as Explanation
     from whimbrel.model import FailureReason as FailureReason
+    from whimbrel.model import LostMessage as LostMessage
     from whimbrel.model import Message as Message
     from whimbrel.model import MessageChanged as MessageChanged
     from whimbrel.model import MessageReceived as MessageReceived
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from whimbrel.model import Role as Role
     from whimbrel.model import SendState as SendState
     from whimbrel.model import SendStatus as SendStatus
+    from whimbrel.model import StoreRebuilt as StoreRebuilt
     from whimbrel.model import TypingChanged as TypingChanged
     from whimbrel.model import message_id as message_id
 
@@ -94,10 +97,7 @@ _HOMES = {
     ),
     "whimbrel.client.conversation": ("ConversationHandle",),
     "whimbrel.client.credentials": ("Credentials",),
-    "whimbrel.client.events": (
-        "EventStream",
-        "EventsLost",
-    ),
+    "whimbrel.client.events": ("EventStream",),
     "whimbrel.client.handles": ("SentMessage",),
     "whimbrel.core.contract": ("Settings",),
     "whimbrel.errors": (
@@ -106,6 +106,7 @@ _HOMES = {
         "Conflict",
         "DeliveryFailed",
         "DeliveryPending",
+        "EventsLost",
         "Forbidden",
         "InsecureUrl",
         "InvalidArgument",
@@ -113,6 +114,7 @@ _HOMES = {
         "InvalidUrl",
         "KeyReused",
         "LinkError",
+        "NotAStore",
         "NotConnected",
         "NotFound",
         "ProtocolError",
@@ -144,6 +146,7 @@ _HOMES = {
         "Event",
         "Explanation",
         "FailureReason",
+        "LostMessage",
         "Message",
         "MessageChanged",
         "MessageReceived",
@@ -155,6 +158,7 @@ _HOMES = {
         "Role",
         "SendState",
         "SendStatus",
+        "StoreRebuilt",
         "TypingChanged",
         "message_id",
     ),

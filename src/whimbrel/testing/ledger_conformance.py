@@ -104,6 +104,14 @@ class LedgerConformance(SettleConformance):
         assert ledger.find("ann", "nowhere", message_id(DEVICE, "c1-1-2")) is None
         assert ledger.find("ann", "c1", "nothing") is None
 
+    def test_version_is_how_far_all_logs_of_a_member_go(self, ledger: led.Ledger) -> None:
+        before = ledger.version("ben")
+        ledger.apply([append(1), create("c2", "ben")], NOW)
+        assert ledger.version("ben") == before + 2
+        assert ledger.version("eve") == 0
+        one(ledger, remove("ben", conversation="c1", by="ben"))
+        assert ledger.version("ben") == 1
+
     @pytest.mark.parametrize("by", ["ann", "ben"])
     def test_past_member_sees_up_to_its_leaving(self, ledger: led.Ledger, by: str) -> None:
         one(ledger, append(1))

@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from whimbrel.errors import InvalidArgument
 from whimbrel.testing.traces import Trace, TraceError
 
 __all__ = [
@@ -39,7 +40,7 @@ RESET_EVERY_S_MIN: Final = 0.001
 _WORDS: Final = {"up": "up", "down": "down", "both": "each way"}
 
 
-class FaultError(ValueError):
+class FaultError(InvalidArgument):
     """A fault that makes no sense: a time, rate, probability or name out of range."""
 
 

@@ -191,6 +191,15 @@ class Shaper:
         """
         self._forget_past(now_s)
         passage = Passage(lane, size_bytes, self._draw_delay())
+        if self.capacity is None and not self.stalled and not self._queue and self._busy_until_s <= now_s:
+            # Nothing holds it up at the bottleneck: no queue to enter, nothing to plan anew.
+            passage.start_s = passage.served_at_s = self._busy_until_s = now_s
+            passage.leave_at_s = self._leave_last_s[lane] = max(
+                now_s + passage.delay_s, self._leave_last_s.get(lane, now_s), self._released_at_s
+            )
+            if passage.leave_at_s > now_s:
+                self._passages.append(passage)
+            return passage
         self._passages.append(passage)
         self._queue.append(passage)
         self._queued_bytes += size_bytes

@@ -12,11 +12,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from math import isfinite
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import msgspec
 
-from whimbrel.testing.proxy import AppliedFault, FaultProxy
+from whimbrel.errors import InvalidArgument
+from whimbrel.testing.proxy import AppliedFault
 from whimbrel.testing.proxy_faults import (
     TIME_S_MAX,
     AnyFault,
@@ -52,6 +53,7 @@ __all__ = [
     "ScheduleError",
     "ScheduleReport",
     "Stall",
+    "Weather",
     "run_schedule",
 ]
 
@@ -62,7 +64,24 @@ NAME_CHARS_MAX: Final = 200
 ProcessAction = Literal["kill", "restart"]
 
 
-class ScheduleError(ValueError):
+class Weather(Protocol):
+    """What faults are applied to: a `FaultProxy`, or a `VirtualNetwork`."""
+
+    def apply(self, fault: AnyFault) -> AppliedFault:
+        """Begin a fault, at once; it is on until `lift`."""
+
+    def lift(self, applied: AppliedFault) -> None:
+        """End a fault, at once. Lifting one that has ended already does nothing."""
+
+    def calm(self) -> None:
+        """End every fault."""
+
+    @property
+    def present_fault(self) -> str:
+        """What is wrong just now, in a few words for a person."""
+
+
+class ScheduleError(InvalidArgument):
     """A schedule that cannot be used: not found, not JSON, of another shape, or with values out of range."""
 
 
@@ -163,13 +182,13 @@ OnProcessFault = Callable[[Kill, ProcessAction], Awaitable[None]]
 
 async def run_schedule(
     schedule: Schedule,
-    proxy: FaultProxy,
+    proxy: Weather,
     *,
     on_fault: OnFault | None = None,
     on_process_fault: OnProcessFault | None = None,
     speed: float = 1.0,
 ) -> ScheduleReport:
-    """Play a schedule against a proxy, in real time, to the end of its `duration_s`.
+    """Play a schedule against a proxy, on the clock of the event loop, to the end of its `duration_s`.
 
     `on_fault` is told of each fault when it has begun and when it has ended, kills included.
     `on_process_fault` carries out kills and restarts: one after the other for each process, not held up by
@@ -228,7 +247,7 @@ class _Run:
     """The state of one run: which faults are on, and how far each process is."""
 
     def __init__(
-        self, proxy: FaultProxy, on_fault: OnFault | None, on_process_fault: OnProcessFault | None
+        self, proxy: Weather, on_fault: OnFault | None, on_process_fault: OnProcessFault | None
     ) -> None:
         self._proxy = proxy
         self._on_fault = on_fault

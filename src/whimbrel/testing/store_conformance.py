@@ -1,7 +1,8 @@
 """What every implementation of ``store.port.Store`` must do, as tests to inherit from. Needs pytest.
 
 Subclass ``StoreConformance`` in a test file as ``Test…`` and define ``make``, ``reopen`` and
-``failing``; pytest then runs all of it against that store.
+``failing``; pytest then runs all of it against that store. What a replaced history means is inherited
+from ``store_conformance_resets``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,16 +19,11 @@ import pytest
 from whimbrel.core.contract import Changes
 from whimbrel.errors import StoreError
 from whimbrel.model import Attempt, FailureReason, SendState
-from whimbrel.store.port import Store
-from whimbrel.store.secrets import Secrets
+from whimbrel.testing.store_conformance_resets import FullStore, ResetConformance
 from whimbrel.testing.store_rows import changes, conversation, entry, queued, update
 
 
-class FullStore(Store, Secrets, Protocol):
-    """A store with all its ports."""
-
-
-class StoreConformance:
+class StoreConformance(ResetConformance):
     """The suite; a subclass says how its store is made, restarted and made to fail."""
 
     def make(self, path: Path) -> FullStore:
@@ -207,35 +203,6 @@ class StoreConformance:
         row = store.row(own.id)
         assert row is not None
         assert row.body == "text 1"
-
-    def test_a_reset_forgets_the_log_and_keeps_what_is_unsent(self, store: FullStore) -> None:
-        store.apply(
-            changes(
-                entry(1, arrival=1),
-                queued(1, seq=2, arrival=2, state=SendState.DELIVERED),
-                entry(9, arrival=None),
-                queued(2),
-                queued(3, state=SendState.FAILED, reason=FailureReason.REJECTED),
-                entry(1, arrival=3, conversation="c2"),
-                conversations={"c1": conversation(position=2), "c2": conversation("c2", position=1)},
-            )
-        )
-        new = entry(1, arrival=4, id="new")
-        store.apply(changes(new, resets=["c1"], conversations={"c1": conversation(epoch="e2", position=1)}))
-        assert [message.id for message in store.messages("c1")] == ["new", queued(2).id, queued(3).id]
-        assert [message.position for message in store.arrivals(0)] == [3, 4]
-        assert [row.id for row in store.load().outbox] == [queued(2).id]
-        assert store.load().buffered == []
-
-    def test_arrival_numbers_are_not_given_again_after_a_reset(self, store: FullStore) -> None:
-        store.apply(changes(entry(1, arrival=1), entry(2, arrival=2)))
-        store.apply(Changes(resets=["c1"]))
-        assert store.load().arrival == 2
-        again = self.reopen(store)
-        assert again.load().arrival == 2
-        again.apply(changes(entry(1, arrival=3)))
-        assert again.load().arrival == 3
-        again.close()
 
     # --- the outbox ----------------------------------------------------------------------------
 

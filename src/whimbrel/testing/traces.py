@@ -21,6 +21,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from whimbrel.errors import InvalidArgument
+
 __all__ = ["PACKET_BYTES", "WINDOW_S", "Outage", "Trace", "TraceError"]
 
 PACKET_BYTES: Final = 1500
@@ -36,7 +38,7 @@ _ROUNDING_WINDOWS: Final = 1e-6
 _SUFFIX: Final = ".csv"
 
 
-class TraceError(ValueError):
+class TraceError(InvalidArgument):
     """A trace that cannot be used: not found, unreadable, empty, or never carrying anything."""
 
 
