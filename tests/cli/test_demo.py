@@ -5,12 +5,15 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 from rich.console import Console
 
+from tests.rounds import Rounds
 from whimbrel.cli.demo_run import DemoResult
 from whimbrel.cli.demo_view import PlainView, Scene, Screen, Span, draw
 from whimbrel.cli.demo_words import USERS, small_talk
@@ -137,19 +140,34 @@ def test_only_a_clean_and_whole_run_passes(counts: dict[str, int], queued: int, 
 # --- the whole thing, with real processes ------------------------------------------------------
 
 
-def demo(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A temporary folder with a short name, as people have it: sockets lie beside their stores then."""
+    with tempfile.TemporaryDirectory(prefix="whimbrel-") as name:
+        yield Path(name)
+
+
+def demo(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "whimbrel.cli", "demo", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"},
     )
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(DEMO_WITHIN_S + 30)
-def test_the_demo_keeps_every_promise(tmp_path: Path) -> None:
-    process = demo(tmp_path, "--seconds", "12", "--seed", "2")
+@pytest.mark.parametrize("which", ["fixed", "fresh"])
+def test_the_demo_keeps_every_promise(which: str, rounds: Rounds, folder: Path) -> None:
+    for number in range(rounds.of(ci=1, soak=10)):
+        seed = 2 + number if which == "fixed" else rounds.fresh_seed()
+        run_demo(folder, seed)
+
+
+def run_demo(folder: Path, seed: int) -> None:
+    process = demo(folder, "--seconds", "12", "--seed", str(seed))
     try:
         output, _ = process.communicate(timeout=DEMO_WITHIN_S)
     finally:
@@ -168,12 +186,12 @@ def test_the_demo_keeps_every_promise(tmp_path: Path) -> None:
         "To try next:",
     ):
         assert part in output, output
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.timeout(DEMO_WITHIN_S + 30)
-def test_interrupted_it_leaves_no_process_and_no_file_behind(tmp_path: Path) -> None:
-    process = demo(tmp_path, "--plain")
+def test_interrupted_it_leaves_no_process_and_no_file_behind(folder: Path) -> None:
+    process = demo(folder, "--plain")
     assert process.stdout is not None
     try:
         seen = ""
@@ -191,12 +209,12 @@ def test_interrupted_it_leaves_no_process_and_no_file_behind(tmp_path: Path) -> 
     assert process.returncode == 130, rest
     assert "Traceback" not in rest
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.timeout(DEMO_WITHIN_S + 30)
-def test_even_killed_itself_it_leaves_no_process_behind(tmp_path: Path) -> None:
-    process = demo(tmp_path, "--plain")
+def test_even_killed_itself_it_leaves_no_process_behind(folder: Path) -> None:
+    process = demo(folder, "--plain")
     try:
         children: list[int] = []
         while len(children) < 3:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.rounds import Rounds
 from whimbrel.cli.chatlog import ChatLog, user_name
 from whimbrel.cli.judge import Judge
 from whimbrel.cli.replay_report import Outage, Percentiles, recoveries
@@ -57,8 +58,13 @@ def assert_kept(result: dict[str, Any], *, messages: int, users: int, kills: int
     assert len({pid for process in result["processes"] for pid in process["pids"]}) >= 4 + kills
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(REPLAY_WITHIN_S + 30)
-def test_an_evening_at_the_harbour_survives_a_bad_link_and_kills(tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["fixed", "fresh"])
+def test_an_evening_at_the_harbour_survives_a_bad_link_and_kills(
+    which: str, rounds: Rounds, tmp_path: Path
+) -> None:
+    seed = 5 if which == "fixed" else rounds.fresh_seed()
     log = ChatLog.load(HARBOUR)
     trace = "att-lte-driving-2016"
     schedule = tmp_path / "schedule.json"
@@ -70,7 +76,7 @@ def test_an_evening_at_the_harbour_survives_a_bad_link_and_kills(tmp_path: Path)
     result = replayed(
         tmp_path,
         str(HARBOUR),
-        *("--speed", "900", "--seed", "5"),
+        *("--speed", "900", "--seed", str(seed)),
         *("--trace", trace, trace, "--schedule", str(schedule)),
     )
     assert_kept(result, messages=len(log.lines), users=len(log.users))
@@ -88,20 +94,54 @@ def test_an_evening_at_the_harbour_survives_a_bad_link_and_kills(tmp_path: Path)
     assert re.search(r"verdict +passed", result["output"])
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(
     not DAYS.is_dir(), reason="the recorded days of a help channel are not beside the checkout"
 )
 @pytest.mark.timeout(REPLAY_WITHIN_S + 30)
-def test_part_of_a_recorded_day_survives_a_drive_through_the_country(tmp_path: Path) -> None:
-    whole = sorted(DAYS.glob("*.log"))[-1].read_text(encoding="utf-8", errors="replace")
-    part = tmp_path / "part.log"
-    part.write_text("\n".join(whole.split("\n")[:120]) + "\n", encoding="utf-8")
-    log = ChatLog.load(part)
+@pytest.mark.parametrize("which", ["fixed", "fresh"])
+def test_two_recorded_days_survive_drives_through_the_country(
+    which: str, rounds: Rounds, tmp_path: Path
+) -> None:
+    """Two channels at once, on a recorded link, with kills: excerpts of two days, or the whole of them."""
+    seed = 3 if which == "fixed" else rounds.fresh_seed()
+    lines = rounds.of(ci=60, soak=100_000)
+    logs = []
+    for day in sorted(DAYS.glob("*.log"))[-2:]:
+        whole = day.read_text(encoding="utf-8", errors="replace")
+        logs.append(tmp_path / day.name)
+        logs[-1].write_text("\n".join(whole.split("\n")[:lines]) + "\n", encoding="utf-8")
+    read = [ChatLog.load(log) for log in logs]
     up, down = (str(LINKS / f"TMobile-UMTS-driving.{way}.csv") for way in ("up", "down"))
+    duration_s = max(log.duration_s for log in read)
     result = replayed(
-        tmp_path, str(part), "--speed", f"{log.duration_s / 20:.3f}", "--trace", up, down, "--seed", "3"
+        tmp_path,
+        *map(str, logs),
+        *("--speed", f"{duration_s / (240 if rounds.soak else 12):.3f}", "--trace", up, down),
+        *("--seed", str(seed)),
     )
-    assert_kept(result, messages=len(log.lines), users=len(log.users))
+    assert_kept_of_each(result, read)
+    name = f"replay of two logs, {which} seed"
+    rounds.figure(f"{name}: messages, none lost or doubled", result["stored"], "messages")
+    rounds.figure(f"{name}: processes killed", result["kills"], "kills")
+    for what in ("send_to_delivered", "send_to_received", "network_back_to_delivering"):
+        if result[what]["count"]:
+            rounds.figure(f"{name}: {what.replace('_', ' ')}, median", result[what]["p50_s"], "s")
+            rounds.figure(f"{name}: {what.replace('_', ' ')}, 99 of 100", result[what]["p99_s"], "s")
+
+
+def assert_kept_of_each(result: dict[str, Any], logs: list[ChatLog]) -> None:
+    """As ``assert_kept``, where not everybody is in every conversation."""
+    verdict = result["verdict"]
+    messages = sum(len(log.lines) for log in logs)
+    assert result["passed"]
+    assert [verdict[name] for name in ("lost", "doubled", "out_of_order", "changed", "unsent")] == [0] * 5
+    assert verdict["sent"] == verdict["delivered"] == result["stored"] == messages
+    assert verdict["received"] == verdict["expected"]
+    assert [part["stored"] for part in result["logs"]] == [len(log.lines) for log in logs]
+    assert result["queued"] == 0
+    assert result["users"] == len({user for log in logs for user in log.users})
+    assert result["kills"] >= 4
 
 
 def test_a_log_that_cannot_be_used_is_a_usage_error(tmp_path: Path) -> None:

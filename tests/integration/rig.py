@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.client.real_server import LIMIT_S, PASSWORD, RealServer
+from tests.client.real_server import LIMIT_S, PASSWORD, UNLIMITED, RealServer
 from whimbrel import Client, Credentials, Message
+from whimbrel.server.settings import ServerSettings
 from whimbrel.testing.proxy import FaultProxy
 
 ANNA = Credentials("anna", PASSWORD)
@@ -16,9 +17,11 @@ BEN = Credentials("ben", PASSWORD)
 
 
 @asynccontextmanager
-async def stage(folder: Path, *, seed: int = 1) -> AsyncIterator[tuple[RealServer, FaultProxy, str]]:
+async def stage(
+    folder: Path, *, seed: int = 1, settings: ServerSettings = UNLIMITED
+) -> AsyncIterator[tuple[RealServer, FaultProxy, str]]:
     """A server with two users, a fault proxy before it, and a conversation of the two."""
-    async with RealServer(folder / "server", ("anna", "ben")) as server:
+    async with RealServer(folder / "server", ("anna", "ben"), settings=settings) as server:
         async with Client(server.url, None, ANNA) as client:
             await client.connected(LIMIT_S)
             conversation = await client.create_conversation("ben", title="storm")
@@ -30,7 +33,7 @@ async def until(condition: Callable[[], bool]) -> None:
     """Wait for something another process does; there is nothing to wait on but looking."""
     async with asyncio.timeout(LIMIT_S):
         while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.01)
 
 
 async def history(client: Client, conversation: str, count: int) -> list[Message]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from pathlib import Path
 
 import pytest
 
 from tests.client.real_server import LIMIT_S
 from tests.integration.rig import ANNA, BEN, history, stage
+from tests.rounds import Rounds
 from whimbrel import Client, Message
 from whimbrel.testing.schedule import (
     AnyFault,
@@ -36,25 +38,37 @@ FAULTS = [
 ]
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
-async def test_both_sides_send_through(fault: AnyFault, tmp_path: Path) -> None:
-    async with stage(tmp_path) as (_, proxy, conversation):
+async def test_both_sides_send_through(fault: AnyFault, rounds: Rounds, tmp_path: Path) -> None:
+    for number in range(rounds.of(ci=1, soak=20)):
+        seeds = rounds.seeds(1 + number)
+        # Both at once: they wait more than they work.
+        async with asyncio.TaskGroup() as group:
+            for name, seed in zip(("fixed", "fresh"), seeds, strict=True):
+                group.create_task(sent_through(fault, tmp_path / f"{name}-{number}", seed))
+
+
+async def sent_through(fault: AnyFault, folder: Path, seed: int) -> None:
+    folder.mkdir()
+    async with stage(folder, seed=seed) as (_, proxy, conversation):
         url = f"http://127.0.0.1:{proxy.port}"
         async with (
-            Client(url, tmp_path / "anna.db", ANNA, key=b"k" * 32) as anna,
+            Client(url, folder / "anna.db", ANNA, key=b"k" * 32) as anna,
             Client(url, None, BEN) as ben,
         ):
             await anna.connected(LIMIT_S)
             await ben.connected(LIMIT_S)
 
-            async def talk(client: Client, name: str) -> None:
+            async def talk(client: Client, name: str, rng: random.Random) -> None:
                 for number in range(30):
                     await client.conversation(conversation).send(f"{name} {number}")
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(0.1 * rng.random())
 
             applied = proxy.apply(fault)
-            await asyncio.gather(talk(anna, "anna"), talk(ben, "ben"))
+            pace = random.Random(seed), random.Random(seed + 1)
+            await asyncio.gather(talk(anna, "anna", pace[0]), talk(ben, "ben", pace[1]))
             proxy.lift(applied)
             async with asyncio.timeout(LIMIT_S):
                 assert await anna.flush() == 0

@@ -12,11 +12,15 @@ import pytest
 
 from tests.client.real_server import LIMIT_S, PASSWORD
 from tests.integration.rig import ANNA, BEN, history, stage, until
+from tests.integration.storm import Storm
+from tests.rounds import Rounds
 from whimbrel import Client
 from whimbrel.testing.schedule import Stall
 
-ROUNDS = 10
 UNACKNOWLEDGED = 20
+WHICH = ("fixed", "fresh")
+CI_ROUNDS = {"fixed": 3, "fresh": 1}
+"""Where only one side dies; the storm has three rounds with either seed."""
 PROGRAM = Path(__file__).with_name("sender.py")
 
 
@@ -28,11 +32,38 @@ def grown(log: Path, count: int) -> Callable[[], bool]:
     return lambda: lines(log) >= count
 
 
+def seed_of(which: str, rounds: Rounds, fixed: int) -> int:
+    """The seed that stays, or a fresh one, which is told."""
+    return fixed if which == "fixed" else rounds.fresh_seed()
+
+
+@pytest.mark.soak
 @pytest.mark.timeout(300)
-async def test_killing_the_client_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    rng = random.Random(7)
+@pytest.mark.parametrize("which", WHICH)
+async def test_killing_everyone_at_any_instant_loses_and_doubles_nothing(
+    which: str, rounds: Rounds, tmp_path: Path
+) -> None:
+    """Both send and listen; clients and server are killed apart and together, opening and closing too."""
+    seed = seed_of(which, rounds, 3)
+    async with stage(tmp_path, seed=seed) as (server, proxy, conversation):
+        async with Storm(tmp_path, server, conversation, seed, proxy=proxy) as storm:
+            await storm.kill_in_rounds(rounds.of(ci=3, soak=300))
+            await storm.finish()
+        total = await storm.judge()
+    rounds.figure(f"processes killed in a storm of kills, {which} seed", storm.kills, "kills")
+    rounds.figure(f"messages in a storm of kills, {which} seed: none lost, none doubled", total, "messages")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("which", WHICH)
+async def test_killing_the_client_loses_and_doubles_nothing(
+    which: str, rounds: Rounds, tmp_path: Path
+) -> None:
+    rng = random.Random(seed_of(which, rounds, 7))
+    times = rounds.of(ci=CI_ROUNDS[which], soak=300)
     log = tmp_path / "sent.log"
-    count = 40 * (ROUNDS + 1)
+    count = 40 * (times + 1)
     async with stage(tmp_path) as (server, proxy, conversation):
         url = f"http://127.0.0.1:{proxy.port}"
 
@@ -51,7 +82,7 @@ async def test_killing_the_client_loses_and_doubles_nothing(tmp_path: Path) -> N
 
         process = await start()
         try:
-            for _ in range(ROUNDS):
+            for _ in range(times):
                 await until(grown(log, lines(log) + 1))
                 with proxy.during(Stall()):
                     # What send() returned from now on cannot have been answered.
@@ -73,9 +104,13 @@ async def test_killing_the_client_loses_and_doubles_nothing(tmp_path: Path) -> N
     assert [message.content for message in messages] == [f"text {number}" for number in range(count)]
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(300)
-async def test_killing_the_server_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    rng = random.Random(11)
+@pytest.mark.parametrize("which", WHICH)
+async def test_killing_the_server_loses_and_doubles_nothing(
+    which: str, rounds: Rounds, tmp_path: Path
+) -> None:
+    rng = random.Random(seed_of(which, rounds, 11))
     sent: list[str] = []
     async with stage(tmp_path) as (server, proxy, conversation):
         url = f"http://127.0.0.1:{proxy.port}"
@@ -84,7 +119,7 @@ async def test_killing_the_server_loses_and_doubles_nothing(tmp_path: Path) -> N
             Client(url, tmp_path / "ben.db", BEN, key=b"k" * 32) as ben,
         ):
             handle = anna.conversation(conversation)
-            for round_number in range(ROUNDS):
+            for round_number in range(rounds.of(ci=CI_ROUNDS[which], soak=300)):
                 await anna.connected(LIMIT_S)
                 with proxy.during(Stall(direction="down")):
                     # The server gets them; its answers do not arrive.
