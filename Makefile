@@ -17,8 +17,10 @@ LOCK_OPTIONS = --quiet --universal --python-version 3.11 --generate-hashes \
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& { echo "$$python"; break; }; done)
-# Processes for the tests; `make test JOBS=0` runs them in one.
-JOBS ?= 2
+# Processes for the tests, some of which mostly wait; `make test JOBS=0` runs them in one.
+JOBS ?= 3
+# How much of the long tests' rounds; `make soak SHARE=0.01` shows whether the long run would work.
+SHARE ?= 1
 
 .PHONY: venv
 venv: $(STAMP) ## Create .venv from the lock and install the project into it (default)
@@ -42,7 +44,7 @@ test: venv ## Run all tests
 
 .PHONY: soak
 soak: venv ## Run the long tests with release figures, into build/soak.json (hours)
-	@$(BIN)/pytest -n $(JOBS) --soak
+	@$(BIN)/pytest -n $(JOBS) --soak --soak-share $(SHARE)
 
 .PHONY: check
 check: venv ## Check format, style, types and the direction of imports

@@ -9,7 +9,7 @@ import signal
 
 from hypothesis import settings
 
-pytest_plugins = ["tests.rounds"]
+pytest_plugins = ["pytester", "tests.rounds"]
 
 # No deadline: on a busy machine a slow example says nothing about the code.
 settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
