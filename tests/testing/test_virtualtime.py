@@ -191,7 +191,9 @@ def test_threads_may_call_into_the_loop() -> None:
     assert run(main) == "from the loop"
 
 
-def test_a_thread_of_its_own_may_wake_who_waits() -> None:
+def test_a_thread_of_its_own_may_wake_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE_S", 60.0)
+
     async def main() -> str:
         loop, future = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
         threading.Timer(0.1, lambda: loop.call_soon_threadsafe(future.set_result, "woken")).start()

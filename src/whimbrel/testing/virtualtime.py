@@ -48,7 +48,7 @@ LIMIT_S_DEFAULT: Final = 30 * 24 * 3600.0
 OVERTAKE_S: Final = 5.0
 JOB_S_MAX: Final = 60.0
 """Real seconds for which the loop waits for one job before it says that something is wrong."""
-GRACE_S: Final = 1.0
+GRACE_S: Final = 3.0
 """Real seconds for which it waits for threads that are not its own, before nothing can happen any more."""
 POLL_EVERY: Final = 64
 """Passes without a look at real events while there is always something to do."""
