@@ -53,8 +53,9 @@ class Place:
         self._stack = stack
 
     async def server(self, *, burst: int = 100) -> Server:
-        http = HttpSettings(login_burst=burst)
-        limits = ServerSettings(rate_burst=5)
+        # What is used up stays used up, however slow the machine.
+        http = HttpSettings(login_burst=burst, login_per_s=0.0)
+        limits = ServerSettings(rate_burst=5, rate_limit=0.001)
         return await self._stack.enter_async_context(
             serving(self.folder / "data", "ann", "bob", server=limits, http=http, shutdown_within_s=1.0)
         )

@@ -113,10 +113,11 @@ async def test_a_user_has_so_many_links_and_no_more(tmp_path: Path) -> None:
 
 async def test_one_connection_too_many_is_told_so(tmp_path: Path) -> None:
     with attacked_server(tmp_path, connections_max=10) as attacked:
+        tokens = [await attacked.server.login("eve", n) for n in range(8)]
         async with served(attacked) as others, contextlib.AsyncExitStack() as many:
-            for _ in range(8):  # and the two of the others
-                link = await many.enter_async_context(raw(attacked, HEALTH))
-                assert await link.status() == 200
+            for token in tokens:  # and the two of the others
+                # Greeted, they stay; idle between requests, they would be closed after some seconds.
+                await many.enter_async_context(handshaken(attacked, token))
             # Both ways to greet are refused alike, before anything is read of them.
             for said in (HEALTH, b""):
                 async with raw(attacked, said) as link:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -349,6 +350,8 @@ def test_user_added_by_another_process(accounts: Accounts, path: Path) -> None:
         tokens = accounts.login("ann", PASSWORD, DEVICE)
         while child.poll() is None:
             tokens = accounts.refresh(tokens.refresh)
+            # SQLite's lock is not fair: taken again at once, without end, it is never the other's.
+            time.sleep(0.01)
     finally:
         child.kill()
         assert child.wait() == 0

@@ -456,3 +456,45 @@ async def test_a_refresh_token_is_enough_to_sign_out(server: Server) -> None:
             body = {"refresh_token": answer.json()["refresh_token"]}
             assert (await client.post("/api/auth/logout", json=body)).status_code == 204
             assert (await http.post("/api/auth/refresh", json=body)).status_code == 401
+
+
+async def test_polls_of_who_is_gone_hold_no_links(tmp_path: Path) -> None:
+    settings = ServerSettings(rate_limit=None, links_per_user_max=3)
+    async with serving(tmp_path / "data", "ann", server=settings) as server:
+        token = await server.login("ann")
+        port = int(server.url.rpartition(":")[2])
+        async with server.http(token) as http, asyncio.timeout(30):
+            sync = (await http.get("/api/poll")).json()["sync"]
+            request = f"GET /api/poll?timeout=60&sync={sync} HTTP/1.1\r\nHost: x\r\n"
+            request += f"Authorization: Bearer {token}\r\n\r\n"
+
+            async def until(status: int) -> None:
+                answer = await http.get("/api/poll", params={"timeout": 0})
+                while answer.status_code != status:
+                    answer = await http.get("/api/poll", params={"timeout": 0})
+
+            polls = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+            for _, writer in polls:
+                writer.write(request.encode())
+            await until(429)
+            for _, writer in polls:
+                writer.close()
+                await writer.wait_closed()
+            await until(200)
+
+
+async def test_one_of_many_conversations_is_told_as_in_the_list(server: Server) -> None:
+    ann_token, bob_token = await server.login("ann"), await server.login("bob")
+    for id in ("a", "b", "c"):
+        await create(server, ann_token, id, "bob", "dan")
+    async with server.http(ann_token) as ann, server.http(bob_token) as bob:
+        await post(ann, "b", 1)
+        assert (await ann.delete("/api/conversations/c/members/dan")).status_code == 200
+        assert (await bob.delete("/api/conversations/a/members/bob")).status_code == 200
+        for http in (ann, bob):
+            listed = (await http.get("/api/conversations")).json()["conversations"]
+            for info in listed:
+                assert (await http.get(f"/api/conversations/{info['id']}")).json() == info
+        assert {info["id"] for info in listed} == {"b", "c"}
+        gone, never = await bob.get("/api/conversations/a"), await bob.get("/api/conversations/none")
+        assert (gone.status_code, gone.content) == (404, never.content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 import threading
 from pathlib import Path
@@ -9,7 +10,14 @@ from pathlib import Path
 import argon2
 import pytest
 
-from whimbrel.errors import InvalidArgument, StoreCorrupt, StoreInUse, StoreKeyError, StoreUnavailable
+from whimbrel.errors import (
+    InvalidArgument,
+    StoreCorrupt,
+    StoreFull,
+    StoreInUse,
+    StoreKeyError,
+    StoreUnavailable,
+)
 from whimbrel.server import ledger as led
 from whimbrel.server.backup import MANIFEST_FILE, back_up, restore
 from whimbrel.server.data import ServerData, open_data
@@ -165,3 +173,39 @@ def test_there_is_nothing_to_back_up_or_restore(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="no backup"):
         restore(tmp_path / "half", tmp_path / "new")
     assert names(tmp_path) == {"half"}
+
+
+def test_a_folder_that_cannot_be_replaced_keeps_its_name(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back_up(data, tmp_path / "one")
+    before = entries(data)
+    rename = Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        if path.name.endswith(".part"):
+            raise OSError(errno.ENOSPC, "no space left")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing)
+        with pytest.raises(StoreFull):
+            restore(tmp_path / "one", data, replace=True)
+    assert names(tmp_path) == {"data", "one"}
+    assert entries(data) == before
+
+
+def test_the_name_given_is_the_one_it_was_kept_under(data: Path, tmp_path: Path) -> None:
+    back_up(data, tmp_path / "one")
+    later = tmp_path / "data.replaced-99991231T000000Z-001"  # by a clock that was wrong
+    later.mkdir()
+    kept = restore(tmp_path / "one", data, replace=True)
+    assert kept is not None
+    assert kept != later
+    assert "ledger.db" in names(kept)
+
+
+def test_a_key_that_cannot_be_read(data: Path, tmp_path: Path) -> None:
+    back_up(data, tmp_path / "one", with_key=False)
+    with pytest.raises(StoreUnavailable):
+        restore(tmp_path / "one", tmp_path / "new", key_file=tmp_path)

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+import apsw
 import pytest
 
 from tests.rounds import Rounds
@@ -16,6 +17,7 @@ from whimbrel import protocol as p
 from whimbrel.errors import StoreCorrupt, StoreKeyError
 from whimbrel.server import integrity
 from whimbrel.server.data import LEDGER_FILE
+from whimbrel.server.integrity import Watch
 from whimbrel.server.ledger import LedgerUnavailable
 from whimbrel.server.ledger_sqlite import SqliteLedger
 from whimbrel.testing.ledger_conformance_settle import append, create, log
@@ -219,3 +221,31 @@ def test_every_commit_is_marked(tmp_path: Path) -> None:
     again = SqliteLedger(tmp_path / LEDGER_FILE, KEY)
     assert again.commit == ledger.commit
     again.close()
+
+
+def test_reading_through_ends_though_it_was_not_yet_begun(
+    ledgers: Ledgers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = damage.copy(ledgers.closed, tmp_path / "data") / LEDGER_FILE
+    opened, told = threading.Event(), threading.Event()
+
+    def long(db: apsw.Connection, path: Path) -> None:
+        opened.set()
+        told.wait()  # an interruption that comes now interrupts nothing
+        db.execute("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n")
+
+    class Telling(threading.Thread):
+        def join(self, timeout: float | None = None) -> None:
+            told.set()
+            super().join(60 if timeout is None else timeout)
+
+    monkeypatch.setattr(integrity, "READ_FIRST_BYTES", 0)
+    monkeypatch.setattr(integrity, "read_through", long)
+    monkeypatch.setattr(threading, "Thread", Telling)
+    found: list[StoreCorrupt] = []
+    watch = Watch(path, KEY, found.append)
+    watch.start()
+    assert opened.wait(60)
+    watch.end()
+    assert not watch._thread.is_alive()
+    assert not found

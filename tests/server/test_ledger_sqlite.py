@@ -14,6 +14,7 @@ import pytest
 
 from whimbrel.errors import StoreError, StoreKeyError, StoreTooNew, StoreUnavailable
 from whimbrel.server import ledger as led
+from whimbrel.server import ledger_sqlite
 from whimbrel.server.database import connect
 from whimbrel.server.ledger_memory import MemoryLedger
 from whimbrel.server.ledger_sqlite import SqliteLedger
@@ -305,3 +306,29 @@ def test_what_cannot_be_decoded_is_unavailable(ledger: SqliteLedger, path: Path)
     with pytest.raises(led.LedgerUnavailable):
         ledger.page("ann", "c1")
     assert ledger.page("ann", "c1", limit=1) is not None
+
+
+@pytest.mark.parametrize("at", ["connect", "first read"])
+def test_what_opening_took_is_given_back_when_it_fails(
+    path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    SqliteLedger(path, KEY).close()
+
+    def failing(path: Path, key: bytes, *, writes: bool = True) -> apsw.Connection:
+        if writes:
+            return connect(path, key)
+        if at == "connect":
+            raise apsw.CantOpenError("no file is left")
+        anchor = connect(path, key, writes=False)
+        anchor.set_authorizer(lambda *_: apsw.SQLITE_DENY)
+        return anchor
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger_sqlite, "connect", failing)
+        with pytest.raises(StoreError):
+            SqliteLedger(path, KEY)
+        # Closed by name, not by the collector: nothing of the log is left beside the file.
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert not path.with_name(path.name + "-wal").exists()
+    SqliteLedger(path, KEY).close()

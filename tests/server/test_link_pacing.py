@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
+from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.server import ServerState
 
@@ -15,10 +17,12 @@ from tests.server.app_rig import HASHER, PASSWORD, device_of
 from tests.server.hub_rig import Rig
 from whimbrel import errors
 from whimbrel import protocol as p
+from whimbrel.server import endpoints
 from whimbrel.server.accounts import Accounts
 from whimbrel.server.connection import GuardedWebSocketProtocol
 from whimbrel.server.gateway import Gateway
-from whimbrel.server.hub import ServerSettings
+from whimbrel.server.http import Call, Handler
+from whimbrel.server.hub import Identity, ServerSettings
 from whimbrel.server.ledger import Append
 from whimbrel.server.ledger_memory import MemoryLedger
 from whimbrel.server.service import HttpSettings, Service
@@ -123,6 +127,66 @@ async def test_an_address_over_its_rate_does_not_use_up_the_attempts_of_a_name(t
                 await service.login("ann", "wrong", device_of("ann"), "10.0.0.1")
         tokens = await service.login("ann", PASSWORD, device_of("ann"), "10.0.0.2")
         assert tokens.user == "ann"
+    finally:
+        service.close()
+        accounts.close()
+        writer.close()
+
+
+class Looking(MemoryLedger):
+    """Counts what it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: Counter[str] = Counter()
+
+    def head(self, user: str, conversation: str, since_commit: int) -> p.Head | None:
+        self.asked["head"] += 1
+        return super().head(user, conversation, since_commit)
+
+    def conversations(self, user: str) -> list[p.ConversationInfo]:
+        self.asked["conversations"] += 1
+        return super().conversations(user)
+
+    def members(self, conversation: str) -> tuple[str, ...]:
+        self.asked["members"] += 1
+        return super().members(conversation)
+
+
+@pytest.mark.parametrize("handler", [endpoints.get_conversation, endpoints.list_members])
+async def test_one_conversation_is_one_lookup_for_members_and_strangers_alike(
+    tmp_path: Path, handler: Handler
+) -> None:
+    ledger = Looking()
+    rig = Rig(ledger=ledger)
+    rig.create("c", "ann", "bob")
+    writer = Writer(ledger)
+    accounts = Accounts(tmp_path / "accounts.db", b"k" * 32, hasher=HASHER)
+    service = Service(
+        gateway=Gateway(rig.hub, writer),
+        ledger=ledger,
+        accounts=accounts,
+        access_tokens=accounts.access_tokens,
+        settings=ServerSettings(),
+        http=HttpSettings(),
+    )
+
+    async def ask(user: str, conversation: str) -> Counter[str]:
+        ledger.asked.clear()
+        request = Request({"type": "http", "path_params": {"conversation": conversation}, "headers": []})
+        identity = Identity(user=user, device=device_of(user), expires_at=0.0)
+        call = Call(request=request, service=service, identity=identity, body=None)
+        try:
+            assert (await handler(call)).status_code == 200
+            assert (user, conversation) == ("ann", "c")
+        except errors.NotFound:
+            assert (user, conversation) != ("ann", "c")
+        return +ledger.asked
+
+    try:
+        # Neither all that ann has, nor all members of what is not eve's.
+        for user, conversation in (("ann", "c"), ("eve", "c"), ("eve", "none")):
+            assert await ask(user, conversation) == {"head": 1}
     finally:
         service.close()
         accounts.close()

@@ -100,16 +100,17 @@ def restore(backup: Path, data: Path, *, key_file: Path | None = None, replace: 
     ``data`` is as it was.
     """
     manifest = _checked(backup)
-    key = _key_of(key_file if key_file is not None else backup / KEY_FILE)
-    there = data.exists() and (not data.is_dir() or any(data.iterdir()))
-    if there and not replace:
-        raise InvalidArgument(
-            f"{data} is not empty", hint="with --replace it is kept under another name, and replaced"
-        )
     with _folder_errors(data), contextlib.ExitStack() as undo:
+        key = _key_of(key_file if key_file is not None else backup / KEY_FILE)
+        there = data.exists() and (not data.is_dir() or any(data.iterdir()))
+        if there and not replace:
+            raise InvalidArgument(
+                f"{data} is not empty", hint="with --replace it is kept under another name, and replaced"
+            )
         if there and data.is_dir():
             undo.enter_context(_alone(data))
-        with _made_beside(data, replace=there or data.exists()) as folder:
+        kept = _free_name(data) if there or data.is_symlink() else None
+        with _made_beside(data, kept=kept) as folder:
             for name, purpose in _PURPOSES.items():
                 shutil.copyfile(backup / name, folder / name)
                 (folder / name).chmod(0o600)
@@ -122,7 +123,7 @@ def restore(backup: Path, data: Path, *, key_file: Path | None = None, replace: 
                 ledger.begin_new_history()
             finally:
                 ledger.close()
-        return _kept(data)[-1] if there else None
+        return kept if there else None
 
 
 def _checked(backup: Path) -> Manifest:
@@ -198,8 +199,11 @@ def _key_of(file: Path) -> bytes:
 
 
 @contextmanager
-def _made_beside(folder: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A new folder that gets its name when all is in it and synced; none is left if that fails."""
+def _made_beside(folder: Path, *, kept: Path | None = None) -> Iterator[Path]:
+    """A new folder that gets its name when all is in it and synced; none is left if that fails.
+
+    ``kept``: the name that what is there now gets, and loses again if that fails. An empty folder gives way.
+    """
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     made = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     shutil.rmtree(made, ignore_errors=True)
@@ -209,11 +213,15 @@ def _made_beside(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         for file in made.iterdir():
             _sync(file)
         _sync(made)
-        if replace:
-            folder.rename(_free_name(folder))
-        elif folder.exists():
-            raise InvalidArgument(f"{folder} is there already")
-        made.rename(folder)
+        if kept is not None:
+            folder.rename(kept)
+        try:
+            made.rename(folder)
+        except BaseException:
+            if kept is not None:
+                with contextlib.suppress(OSError):
+                    kept.rename(folder)
+            raise
         _sync(folder.parent)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
@@ -228,10 +236,6 @@ def _free_name(folder: Path) -> Path:
         if not kept.exists():
             return kept
         number += 1
-
-
-def _kept(folder: Path) -> list[Path]:
-    return sorted(folder.parent.glob(f"{folder.name}.replaced-*"))
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class _Entry:
         """What it counts for of all that its link may have waiting."""
         if isinstance(item, p.Status):
             self.weight += len(item.numbers)  # every number is looked up
-        elif isinstance(item, p.Call) and item.op == "list":
+        elif isinstance(item, p.Compare) or (isinstance(item, p.Call) and item.op == "list"):
             self.weight += _LIST_WEIGHT  # a small question with a large answer
 
 
@@ -149,25 +149,40 @@ class Batches:
         return operations
 
     def settled(self, outcomes: Sequence[Outcome], now: float) -> None:
-        """Answer and publish, in order, what the batch in flight came to."""
+        """Answer and publish, in order, what the batch in flight came to.
+
+        Raises what publishing raised (``LedgerUnavailable``): the links are in doubt then, and learn the rest
+        from the heads on coming back. Callbacks are called all the same: what they wait for is committed.
+        """
         entries = self._land()
         assert len(outcomes) == sum(entry.operation is not None for entry in entries), "one outcome each"
         ordered = iter(outcomes)
         told: set[tuple[int, str, int]] = set()
-        for entry in entries:
-            if entry.operation is None:
-                self._answer_question(entry)
-                continue
-            outcome = next(ordered)
-            if isinstance(entry.item, p.Send | p.Void):
-                asker = self._answer(entry, outcome, told)
-                self._fanout.publish(entry.operation, outcome, asker, now)
-            else:
-                # A conversation is known by its heads and events before the call that made it is answered.
-                self._fanout.publish(entry.operation, outcome, None, now)
-                self._answer(entry, outcome, told)
+        left = deque((entry, None if entry.operation is None else next(ordered)) for entry in entries)
+        try:
+            while left:
+                self._settle(*left[0], told, now)
+                left.popleft()
+        except BaseException:
+            for entry, outcome in left:
+                if entry.callback is not None and outcome is not None:
+                    entry.callback(outcome)
+            raise
         self._fanout.routed = self._ledger.commit
         self._fanout.landed()
+
+    def _settle(
+        self, entry: _Entry, outcome: Outcome | None, told: set[tuple[int, str, int]], now: float
+    ) -> None:
+        if entry.operation is None or outcome is None:
+            self._answer_question(entry)
+        elif isinstance(entry.item, p.Send | p.Void):
+            asker = self._answer(entry, outcome, told)
+            self._fanout.publish(entry.operation, outcome, asker, now)
+        else:
+            # A conversation is known by its heads and events before the call that made it is answered.
+            self._fanout.publish(entry.operation, outcome, None, now)
+            self._answer(entry, outcome, told)
 
     def failed(self) -> None:
         """Refuse what was in flight, for now; receipts wait for the next batch.

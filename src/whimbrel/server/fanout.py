@@ -12,6 +12,7 @@ from typing import Protocol
 
 from whimbrel import protocol as p
 from whimbrel.server.ledger import (
+    EVER,
     AddMember,
     Committed,
     ConversationSet,
@@ -137,7 +138,7 @@ class Fanout:
         sessions = self._roster.of(user)
         if not sessions:
             return
-        head = self._ledger.head(user, conversation, self.routed)
+        head = self._ledger.head(user, conversation, self.routed or EVER)
         if head is not None:
             for session in sessions:
                 self._push(session, p.Heads(heads=(head,)), conversation)
@@ -218,7 +219,7 @@ class Fanout:
         # A token of commit 0 is as good as any: who holds it knows of all there was, which was nothing.
         known = place is not None and place[0] == self._ledger.history
         if place is not None and known:
-            since = place[1]
+            since = place[1] or EVER
         token = self._token(session, self.routed)
         heads = self._heads(session, since)
         return chunked(heads, self._settings.item_bytes_max), not known, token
@@ -257,7 +258,7 @@ class Fanout:
 
     def catch_up(self, session: Session) -> list[p.ServerItem]:
         """Give the heads that stand for the pushes a slow session missed; it is pushed to again."""
-        heads = self._heads(session, session.covered)
+        heads = self._heads(session, session.covered or EVER)
         session.behind = False
         session.cover(self.routed)
         *parts, last = chunked(heads, self._settings.item_bytes_max)
@@ -265,8 +266,8 @@ class Fanout:
         return [*items, p.Heads(heads=last, sync=self._token(session, self.routed))]
 
     def tell_all(self, session: Session) -> None:
-        """Queue all heads: the client does not know all it was told."""
-        *parts, last = chunked(self._heads(session, 0), self._settings.item_bytes_max)
+        """Queue all heads: the client does not know all it was told, maybe not that it left."""
+        *parts, last = chunked(self._heads(session, EVER), self._settings.item_bytes_max)
         for part in parts:
             session.answer(p.Heads(heads=part))
         session.answer(p.Heads(heads=last, sync=self._token(session, self.routed)), self.routed)

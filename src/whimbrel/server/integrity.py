@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 READ_FIRST_BYTES = 64 * 1024 * 1024
 """Up to this size a ledger is read through before it is served from: some tenths of a second."""
+ENDING_RETRY_S = 0.05
 DAMAGE = (apsw.CorruptError, apsw.NotADBError)
 """What SQLite says of a page that is not what was written."""
 
@@ -96,12 +97,13 @@ class Watch:
 
     def end(self) -> None:
         """Stop reading and wait until it has. May be called twice, or without ``start``."""
-        with self._lock:
-            self._ended = True
-            if self._db is not None:
-                self._db.interrupt()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._ended = True
+        while self._thread.is_alive():
+            with self._lock:
+                # Again and again: an interruption that comes before the reading begins is none.
+                if self._db is not None:
+                    self._db.interrupt()
+            self._thread.join(ENDING_RETRY_S)
 
     def _read(self) -> None:
         try:

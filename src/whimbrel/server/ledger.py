@@ -28,6 +28,9 @@ import msgspec
 
 from whimbrel import protocol as p
 
+EVER = -1
+"""Since before the first commit: of who knows what there was, and is told what became of it."""
+
 
 class LedgerUnavailable(Exception):
     """The ledger could not commit (disk full, I/O error); nothing of the batch is there. Try later."""
@@ -163,8 +166,8 @@ class Ledger(Protocol):
     def heads(self, user: str, since_commit: int) -> list[p.Head]:
         """The user's conversations changed after ``since_commit`` (0: all it is a member of).
 
-        Those it left since are among them with ``left``. ``members`` when they changed since (or 0);
-        ``receipts`` those of the others that changed since.
+        Those it left since are among them with ``left``; with ``EVER`` all it ever left. ``members`` when
+        they changed since (or 0); ``receipts`` those of the others that changed since.
         """
 
     def head(self, user: str, conversation: str, since_commit: int) -> p.Head | None:

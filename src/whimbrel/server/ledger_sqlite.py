@@ -59,8 +59,9 @@ class SqliteLedger:
         self._watch: Watch | None = None
         self._readers = Readers(self._path, key)
         self._writer: apsw.Connection | None = None
-        with store_errors(self._path):
+        with store_errors(self._path), contextlib.ExitStack() as undo:
             writer = _connect(self._path, key)
+            undo.callback(writer.close)
             try:
                 writer.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                 examine(writer, self._path, key)
@@ -74,14 +75,13 @@ class SqliteLedger:
                 )
                 self._history, self._commit = self._rows.clock()
                 self._mark = self._new_mark()
+                undo.callback(self._mark.close)
+                self._anchor = connect(self._path, key, writes=False)
+                undo.callback(self._anchor.close)
+                self._anchor.execute("SELECT clock FROM meta").fetchall()
             except DAMAGE as error:
-                writer.close()
                 raise damaged(self._path, "a page is not what was written") from error
-            except BaseException:
-                writer.close()
-                raise
-            self._anchor = connect(self._path, key, writes=False)
-            self._anchor.execute("SELECT clock FROM meta").fetchall()
+            undo.pop_all()
         self._writer = writer
 
     def __repr__(self) -> str:
