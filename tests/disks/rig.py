@@ -41,7 +41,7 @@ def connection_on(disk: Disk, synchronous: str | None) -> type[apsw.Connection]:
     """
     plain = apsw.Connection
 
-    class Connection(plain):  # type: ignore[valid-type, misc]
+    class Connection(plain):  # type: ignore[valid-type, misc] # whichever is in use
         def __init__(self, filename: str, **options: Any) -> None:
             self._on_disk = Path(filename).parent == disk.folder
             if self._on_disk:

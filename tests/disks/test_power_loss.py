@@ -133,7 +133,8 @@ def test_a_torn_first_page_does_not_lock_the_ledger_out(tmp_path: Path, torn: sl
     ledger.apply([create(), append(1)], NOW)
     reader = database.connect(path, KEY, writes=False)
     try:
-        ledger._writer.close()  # type: ignore[union-attr]
+        assert ledger._writer is not None
+        ledger._writer.close()
         ledger._writer = None
         ledger.apply([append(2)], NOW)
         files = {name: path.with_name(name).read_bytes() for name in ("ledger.db", "ledger.db-wal")}
@@ -163,14 +164,16 @@ def test_the_journal_of_a_creation_cut_short_never_comes_back(
         for operation in ("create", "write", "sync"):
             life.begin_anew()
             # Cut off when the journal is gone and the log is new: the removal is undone, the log stays.
-            disk.names_kept = lambda name, changes: 0 if name.endswith("-journal") else changes  # type: ignore[method-assign]
+            monkeypatch.setattr(
+                disk, "names_kept", lambda name, changes: 0 if name.endswith("-journal") else changes
+            )
             disk.cut_on = f"{operation} {life.name}.db-wal"
             life.live(1, "idle")
             disk.restart()
             # Opened again, it is rolled back and removed, and that is undone too.
             for _ in range(2):
                 life.live(2, "idle")
-                disk.names_kept = lambda name, changes: 0  # type: ignore[method-assign]
+                monkeypatch.setattr(disk, "names_kept", lambda name, changes: 0)
                 disk.restart()
             assert life.lost == 0
 

@@ -57,7 +57,9 @@ def test_rows_of_a_newer_version_are_shown_in_their_place(tmp_path: Path) -> Non
         assert failed is not None
         assert (failed.state, failed.reason) == (SendState.FAILED, FailureReason.UNKNOWN)
         assert len(store.load().outbox) > 3
-        assert store.row(by_key["c1-1-101"].id).attempts == ()  # type: ignore[union-attr]
+        row = store.row(by_key["c1-1-101"].id)
+        assert row is not None
+        assert row.attempts == ()
     finally:
         store.close()
 

@@ -170,6 +170,15 @@ def test_what_a_newer_version_hands_over_stays_and_is_passed_over(owner: SqliteS
     assert list(owner._db.execute("SELECT command FROM handoff")) == [('{"do":"of tomorrow"}',)]
 
 
+def test_what_is_passed_over_stops_nothing_behind_it(owner: SqliteStore) -> None:
+    assert owner._db is not None
+    unknown = [(7, '{"do": "from the future"}', 1.0)] * 7
+    owner._db.executemany("INSERT INTO handoff (size_bytes, command, at) VALUES (?, ?, ?)", unknown)
+    assert hand(owner, send("a"), send("b"), send("c")) == [None] * 3
+    assert [one.command for one in owner.handed_over(0, 2)] == [send("a"), send("b")]
+    assert [one.command for one in owner.handed_over(3, 20)] == [send("a"), send("b"), send("c")]
+
+
 def test_a_guest_hands_nothing_over_on_a_full_disk(
     owner: SqliteStore, guest: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,7 +54,7 @@ def bare_system(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def key_store(monkeypatch: pytest.MonkeyPatch) -> KeyStore:
-    import keyring  # noqa: PLC0415
+    import keyring  # noqa: PLC0415 - after the environment says which backend
 
     backend = KeyStore()
     monkeypatch.setattr(keyring, "get_keyring", lambda: backend)
@@ -87,9 +87,10 @@ def test_without_a_place_the_three_ways_are_named(store: Path) -> None:
 
 def test_an_existing_store_never_gets_a_new_key(store: Path, key_store: KeyStore) -> None:
     make_store(store, bytes(32))
-    for options in ({}, {"passphrase": WORDS}, {"place": "file"}, {"place": "passphrase"}):
+    ways: tuple[dict[str, Any], ...] = ({}, {"passphrase": WORDS}, {"place": "file"}, {"place": "passphrase"})
+    for options in ways:
         with pytest.raises(StoreKeyError, match="missing"):
-            open_key(store, **options)  # type: ignore[arg-type]
+            open_key(store, **options)
     assert not key_path(store).exists()
     assert key_store.entries == {}
 
@@ -217,9 +218,15 @@ def test_a_plain_file_only_by_name(store: Path) -> None:
     key = open_key(store, place="file")
     assert open_key(store, place=KeyPlace.FILE) == key
     assert stat.S_IMODE(key_path(store).stat().st_mode) == 0o600
-    for options in ({}, {"passphrase": WORDS}, {"place": "keyring"}, {"place": "passphrase"}):
+    ways: tuple[dict[str, Any], ...] = (
+        {},
+        {"passphrase": WORDS},
+        {"place": "keyring"},
+        {"place": "passphrase"},
+    )
+    for options in ways:
         with pytest.raises(StoreKeyError, match="plain"):
-            open_key(store, **options)  # type: ignore[arg-type]
+            open_key(store, **options)
 
 
 def test_a_plain_file_that_others_may_read_is_refused(store: Path) -> None:
@@ -270,11 +277,13 @@ def test_a_locked_key_store_is_none_for_a_new_store(store: Path, key_store: KeyS
     assert open_key(store, passphrase=WORDS) == key
 
 
-def test_a_key_store_that_forgets_is_not_used(store: Path, key_store: KeyStore) -> None:
+def test_a_key_store_that_forgets_is_not_used(
+    store: Path, key_store: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def forget(service: str, name: str, password: str) -> None:
         return None
 
-    key_store.set_password = forget  # type: ignore[method-assign]
+    monkeypatch.setattr(key_store, "set_password", forget)
     with pytest.raises(StoreKeyError):
         open_key(store)
 

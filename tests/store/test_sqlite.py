@@ -313,7 +313,7 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
     try:
         fill_and_drain(disk)
     finally:
-        subprocess.run(["umount", str(disk)], check=True)  # noqa: S607
+        subprocess.run(["umount", str(disk)], check=True)  # noqa: S607 - the system's, wherever it is
 
 
 def fill_and_drain(disk: Path) -> None:

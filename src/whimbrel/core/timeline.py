@@ -381,6 +381,7 @@ class Timeline:
                 i for i, row in changes.messages.items() if row.conversation == log.row.id and row.seq
             ]:
                 del changes.messages[id]
+            changes.reads.pop(log.row.id, None)
         log.buffer.clear()
         log.receipts.clear()
         self._told_of.pop(log.row.id, None)

@@ -149,10 +149,11 @@ class Fill(msgspec.Struct, kw_only=True):
             raise NotFound("you are no longer a member of this conversation")
         if self.messages >= self.limits.messages_max:
             raise QueueFull(f"{self.limits.messages_max} messages wait already")
-        if self.size_bytes + len(command.body) > self.limits.bytes_max:
+        size_bytes = len(command.body.encode())
+        if self.size_bytes + size_bytes > self.limits.bytes_max:
             raise QueueFull(f"{self.limits.bytes_max} bytes wait already")
         self.messages += 1
-        self.size_bytes += len(command.body)
+        self.size_bytes += size_bytes
         return True
 
 
@@ -171,8 +172,8 @@ _TAKE = (
     " FROM handoff h WHERE h.id > ? ORDER BY h.id LIMIT ?"
 )
 _NEW = "message IS NOT NULL AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.id = message)"
-_ROWS = f"SELECT message, command, at FROM handoff WHERE {_NEW}"  # noqa: S608
-_COUNTS = f"SELECT conversation, count(*) FROM handoff WHERE {_NEW} GROUP BY 1"  # noqa: S608
+_ROWS = f"SELECT message, command, at FROM handoff WHERE {_NEW}"  # noqa: S608 - our own names
+_COUNTS = f"SELECT conversation, count(*) FROM handoff WHERE {_NEW} GROUP BY 1"  # noqa: S608 - our own names
 _DELETE = "DELETE FROM handoff WHERE id = ?"
 _RACED = (
     "SELECT h.message, h.command, m.conversation, m.format, m.body, m.role, m.reply_to, m.metadata"
@@ -229,7 +230,7 @@ def insert(
         left, size_bytes = False, 0
         if isinstance(command, SendMessage):
             id, conversation = message_id(device, command.key), command.conversation
-            size_bytes = len(command.body)
+            size_bytes = len(command.body.encode())
             row = known(id)
             left = any(value for (value,) in db.execute(_LEFT, (conversation,)))
         try:
@@ -256,12 +257,17 @@ def _queued(db: apsw.Connection, limits: Limits, others: int, others_bytes: int)
 
 def waiting(db: apsw.Connection, after: int, limit: int) -> list[TakeHandoff]:
     """What is to be taken; without its command where that is done already. What is not understood stays."""
-    out = []
-    for number, text, at, known in db.execute(_TAKE, (after, limit)):
-        command = understood(text)
-        if command is not None:
-            out.append(TakeHandoff(number=number, command=None if known else command, at=at))
-    return out
+    out: list[TakeHandoff] = []
+    while len(out) < limit:
+        found = list(db.execute(_TAKE, (after, limit)))
+        for number, text, at, known in found:
+            command = understood(text)
+            if command is not None:
+                out.append(TakeHandoff(number=number, command=None if known else command, at=at))
+            after = number
+        if len(found) < limit:
+            break
+    return out[:limit]
 
 
 def settle(db: apsw.Connection, changes: Changes) -> None:

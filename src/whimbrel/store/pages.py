@@ -83,7 +83,7 @@ class Pages:
         self.torn = False
         """The log has frames that are damaged, or that belong to no whole transaction."""
         self._frames: dict[int, int] = {}
-        self._loose: list[tuple[int, int]] = []
+        self._loose: list[tuple[int, int, bool]] = []
         self._read_log()
 
     def __enter__(self) -> Self:
@@ -104,13 +104,16 @@ class Pages:
         content = _read(self._file, (number - 1) * PAGE_BYTES) if place is None else _read(self._wal, place)
         return None if content is None else opened_page(content, number, self._key)
 
-    def loose(self) -> Iterator[bytes]:
-        """The authentic pages of frames that belong to no whole transaction, in the order of the log."""
-        for number, place in self._loose:
+    def loose(self) -> Iterator[tuple[bytes, bool]]:
+        """The authentic pages of frames that belong to no whole transaction, in the order of the log.
+
+        Each with whether it is newer than the page of the file: written since the log was begun anew.
+        """
+        for number, place, newer in self._loose:
             content = _read(self._wal, place)
             page = None if content is None else opened_page(content, number, self._key)
             if page is not None:
-                yield page
+                yield page, newer
 
     def authentic(self) -> bool:
         """Whether any page is one of a store under this key."""
@@ -130,7 +133,8 @@ class Pages:
         chained = magic >> 1 == 0x377F0682 >> 1 and size == PAGE_BYTES and list(sums) == told
         self.torn = not chained
         pending: dict[int, int] = {}
-        places: list[tuple[int, int]] = []
+        places: list[tuple[int, int, bool]] = []
+        current = (salt1, salt2) if list(sums) == told else None
         # Old frames, of before the log was begun anew, have other salts. A damaged header tells none.
         for place in range(32, _size(self._wal), _FRAME.size + PAGE_BYTES):
             frame = _read(self._wal, place, _FRAME.size + PAGE_BYTES)
@@ -138,6 +142,7 @@ class Pages:
                 self.torn = self.torn or chained
                 break
             number, commit, mine1, mine2, *told = _FRAME.unpack(frame[: _FRAME.size])
+            current = current or (mine1, mine2)
             fits = (mine1, mine2) == (salt1, salt2)
             if chained:
                 sums = _sums(frame[_FRAME.size :], _sums(frame[:8], sums, order), order)
@@ -145,7 +150,7 @@ class Pages:
             at = place + _FRAME.size
             if chained:
                 pending[number] = at
-                places.append((number, at))
+                places.append((number, at, True))
                 if commit:
                     self._frames.update(pending)
                     self.count = commit
@@ -153,8 +158,8 @@ class Pages:
                     places.clear()
             else:
                 self.torn = self.torn or fits
-                places.append((number, at))
-        self._loose = [(number, at) for number, at in places if number > 0]
+                places.append((number, at, (mine1, mine2) == current))
+        self._loose = [place for place in places if place[0] > 0]
 
     # --- from pages to rows ------------------------------------------------------------------------
 
@@ -182,23 +187,31 @@ class Pages:
             if len(row) == 2:
                 yield row
 
-    def walk(self, root: int) -> Iterator[Row]:
-        """All rows of the table or index whose first page is ``root``. Raises ``Damaged``."""
-        return (row for _, row in self._walk(root, _DEPTH_MAX))
+    def walk(self, root: int, *, values: int | None = None) -> Iterator[Row]:
+        """All rows of the table or index whose first page is ``root``. Raises ``Damaged``.
+
+        ``values``: how many each row has, or the tree is not what it was.
+        """
+        for _, row in self._walk(root, set(), _DEPTH_MAX):
+            if values is not None and len(row) != values:
+                raise Damaged
+            yield row
 
     def rowids(self, root: int) -> Iterator[int]:
         """The rowids of the table whose first page is ``root``. Raises ``Damaged``."""
-        return (rowid for rowid, _ in self._walk(root, _DEPTH_MAX))
+        return (rowid for rowid, _ in self._walk(root, set(), _DEPTH_MAX))
 
-    def _walk(self, number: int, depth: int) -> Iterator[tuple[int, Row]]:
-        page = self.page(number)
+    def _walk(self, number: int, seen: set[int], depth: int) -> Iterator[tuple[int, Row]]:
+        # Pages that are whole, but not of one time, may lead in circles.
+        page = None if number in seen else self.page(number)
         if page is None or depth == 0:
             raise Damaged
+        seen.add(number)
         kind, below = _kind(page, number), _Below(page, number)
         try:
             for at in _cells(page, number):
                 if kind in (_INDEX_INNER, _TABLE_INNER):
-                    yield from self._walk(below.of(at), depth - 1)
+                    yield from self._walk(below.of(at), seen, depth - 1)
                 if kind == _INDEX_LEAF:
                     yield 0, self._index_row(page, at)
                 elif kind == _INDEX_INNER:
@@ -208,7 +221,7 @@ class Pages:
                 elif kind != _TABLE_INNER:
                     raise Damaged
             if kind in (_INDEX_INNER, _TABLE_INNER):
-                yield from self._walk(below.last, depth - 1)
+                yield from self._walk(below.last, seen, depth - 1)
         except (IndexError, ValueError, struct.error) as error:
             raise Damaged from error
 

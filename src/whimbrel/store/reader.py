@@ -24,7 +24,7 @@ READERS_MAX = 4
 """How many questions are answered at once; more wait their turn."""
 
 # `waiting OR below` is what the index `outbox` holds; a statement must say so to be given it.
-_MESSAGES = f"SELECT {MESSAGE_COLUMNS} FROM messages"  # noqa: S608
+_MESSAGES = f"SELECT {MESSAGE_COLUMNS} FROM messages"  # noqa: S608 - our own names
 _BY_ID = f"{_MESSAGES} WHERE id = ?"
 _OUTBOX = f"{_MESSAGES} WHERE (waiting OR below) AND waiting ORDER BY conversation, stream, n"
 _LOG = f"{_MESSAGES} WHERE conversation = ? AND seq IS NOT NULL AND arrival IS NOT NULL"
@@ -38,7 +38,7 @@ _TAIL_NEWEST = f"{_TAIL} stream DESC, n DESC LIMIT ?"
 _TAIL_OLDEST = f"{_TAIL} stream, n LIMIT ?"
 _BUFFERED = f"{_MESSAGES} WHERE conversation = ? AND seq IS NOT NULL AND seq > ? ORDER BY seq"
 _ARRIVALS = f"{_MESSAGES} WHERE arrival IS NOT NULL AND arrival > ? ORDER BY arrival LIMIT ?"
-_CONVERSATIONS = f"SELECT {CONVERSATION_COLUMNS} FROM conversations"  # noqa: S608
+_CONVERSATIONS = f"SELECT {CONVERSATION_COLUMNS} FROM conversations"  # noqa: S608 - our own names
 _ARRIVAL = (
     "SELECT max(coalesce((SELECT max(arrival) FROM messages WHERE arrival IS NOT NULL), 0),"
     " coalesce((SELECT value FROM marks WHERE name = 'arrival'), 0))"

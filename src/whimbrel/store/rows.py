@@ -29,15 +29,15 @@ MESSAGE_COLUMNS = ", ".join(_MESSAGE)
 CONVERSATION_COLUMNS = ", ".join(f'"{name}"' for name in _CONVERSATION)
 
 INSERT_MESSAGE = (
-    f"INSERT INTO messages ({MESSAGE_COLUMNS}) VALUES ({', '.join('?' * len(_MESSAGE))})"  # noqa: S608
+    f"INSERT INTO messages ({MESSAGE_COLUMNS}) VALUES ({', '.join('?' * len(_MESSAGE))})"  # noqa: S608 - our own names
     " ON CONFLICT (id) DO UPDATE SET seq = excluded.seq, arrival = coalesce(arrival, excluded.arrival),"
     " delivered_at = excluded.delivered_at, void = excluded.void,"
     " state = CASE WHEN excluded.state IS NULL AND own THEN 'delivered' ELSE excluded.state END"
 )
 _UPDATED = [name for name in OutboxUpdate.__struct_fields__ if name != "id"]
-UPDATE_MESSAGE = f"UPDATE messages SET {', '.join(f'{name} = ?' for name in _UPDATED)} WHERE id = ?"  # noqa: S608
+UPDATE_MESSAGE = f"UPDATE messages SET {', '.join(f'{name} = ?' for name in _UPDATED)} WHERE id = ?"  # noqa: S608 - our own names
 PUT_CONVERSATION = (
-    f"INSERT OR REPLACE INTO conversations ({CONVERSATION_COLUMNS})"  # noqa: S608
+    f"INSERT OR REPLACE INTO conversations ({CONVERSATION_COLUMNS})"  # noqa: S608 - our own names
     f" VALUES ({', '.join('?' * len(_CONVERSATION))})"
 )
 
@@ -106,7 +106,7 @@ def message_row(values: tuple[Any, ...]) -> MessageRow:
         row.state = _STATES.get(row.state)
     if row.reason is not None:
         row.reason = _REASONS.get(row.reason, FailureReason.UNKNOWN)
-    row.attempts = _read(_attempts, row.attempts) if row.attempts else ()  # type: ignore[arg-type]
+    row.attempts = _read(_attempts, row.attempts) if row.attempts else ()  # type: ignore[arg-type] # JSON still
     return row
 
 

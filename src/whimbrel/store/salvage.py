@@ -90,12 +90,16 @@ def rebuild(path: Path, key: bytes, *, device: str, count: int, reason: str, sho
     """
     fresh = path.with_name(path.name + ".rebuilding")
     _remove(fresh)
+    if not path.exists():  # only its log is left; else a crash would leave a new one that is taken for whole
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        _sync(path.parent)
     os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     with _new_database(fresh, key) as db:
         found = _read(path, key, _columns(db), device)
         found.unknown = found.unknown or short
         kept_at = _name_aside(path)
         report = _write(db, found, device or found.texts.get("device", ""), max(count, found.count) + _AHEAD)
+        report = _with_former(report, found)
         report = msgspec.structs.replace(report, reason=reason, kept_at=str(kept_at), at=time.time())
         db.execute("INSERT OR REPLACE INTO secrets VALUES (?, ?)", (REPORT, _encode(report).decode()))
     _sync(fresh)
@@ -216,8 +220,8 @@ def _read_pages(path: Path, key: bytes, columns: dict[str, list[str]], *, log: b
             if page is not None:
                 _take_page(found, pages, page, number, columns)
         _take_trees(found, pages)
-        for page in pages.loose():
-            _take_page(found, pages, page, 2, columns, loose=True)
+        for page, newer in pages.loose():
+            _take_page(found, pages, page, 2, columns, loose=True, newer=newer)
         found.unknown = found.unknown or pages.torn
     return found
 
@@ -230,6 +234,7 @@ def _take_page(
     columns: dict[str, list[str]],
     *,
     loose: bool = False,
+    newer: bool = True,
 ) -> None:
     messages, conversations, handoff = columns["messages"], columns["conversations"], columns["handoff"]
     for rowid, row in pages.rows(page, number, whole_only=loose):
@@ -245,7 +250,8 @@ def _take_page(
             continue
     for row in pages.pairs(page, number):
         if isinstance(row[0], str) and isinstance(row[1], str):
-            found.texts[row[0]] = row[1]
+            if newer or row[0] not in found.texts:
+                found.texts[row[0]] = row[1]
             if row[0] == "device":
                 found.devices.add(row[1])
         elif isinstance(row[0], str) and isinstance(row[1], int) and row[0].startswith(_COUNT):
@@ -292,14 +298,14 @@ def _take_trees(found: Found, pages: Pages) -> None:
     """What only the trees tell: consumers, and the names of waiting messages whose rows are gone."""
     try:
         roots = {str(row[1]): row[3] for row in pages.walk(1) if len(row) == 5 and isinstance(row[3], int)}
-        missing = [row for row in pages.walk(roots["outbox"]) if row[-1] not in found.rowids]
+        missing = [row for row in pages.walk(roots["outbox"], values=4) if row[-1] not in found.rowids]
     except (Damaged, KeyError):
         found.unknown = True
         return
     ids: dict[object, object] = {}
     with contextlib.suppress(Damaged, KeyError):
         if missing:
-            ids = {row[1]: row[0] for row in pages.walk(roots["sqlite_autoindex_messages_1"])}
+            ids = {row[1]: row[0] for row in pages.walk(roots["sqlite_autoindex_messages_1"], values=2)}
     for row in missing[:LOST_NAMED_MAX]:
         conversation, _, n, rowid = row
         id = ids.get(rowid)
@@ -312,7 +318,7 @@ def _take_trees(found: Found, pages: Pages) -> None:
         )
     found.unknown = found.unknown or len(missing) > LOST_NAMED_MAX
     with contextlib.suppress(Damaged, KeyError):
-        for name, position in pages.walk(roots["consumers"]):
+        for name, position in pages.walk(roots["consumers"], values=2):
             if isinstance(name, str) and isinstance(position, int):
                 found.consumers[name] = position
     if "handoff" in roots:
@@ -341,11 +347,12 @@ def _write(db: apsw.Connection, found: Found, device: str, count: int) -> StoreR
     db.executemany("INSERT OR REPLACE INTO consumers VALUES (?, ?)", list(found.consumers.items()))
     marks = [("arrival", arrival), (count_name(device), count)]
     db.executemany("INSERT OR REPLACE INTO marks VALUES (?, ?)", marks)
+    # Its names are the columns of the table that was made just now (``_columns``), nothing that was read.
     handed = [row for row in found.handoff.values() if row.get("message") not in found.messages]
     for row in handed:
         names = ", ".join(row)
         db.execute(
-            f"INSERT OR IGNORE INTO handoff ({names}) VALUES ({', '.join('?' * len(row))})",  # noqa: S608
+            f"INSERT OR IGNORE INTO handoff ({names}) VALUES ({', '.join('?' * len(row))})",  # noqa: S608 - our own names
             tuple(row.values()),
         )
     # Who reads on in this table does so by number: none is given again.
@@ -355,16 +362,34 @@ def _write(db: apsw.Connection, found: Found, device: str, count: int) -> StoreR
     return StoreRebuilt(salvaged=unsent + queued, lost=tuple(found.lost), lost_unknown=found.unknown)
 
 
+def _with_former(report: StoreRebuilt, found: Found) -> StoreRebuilt:
+    """With what was lost the last time, if the app was not told of that yet."""
+    text = found.texts.get(REPORT)
+    if text is None:
+        return report
+    try:
+        former = msgspec.json.decode(text, type=StoreRebuilt)
+    except msgspec.DecodeError:
+        return msgspec.structs.replace(report, lost_unknown=True)
+    lost = dict.fromkeys((*former.lost, *report.lost))
+    return msgspec.structs.replace(
+        report,
+        lost=tuple(one for one in lost if one.id is None or one.id not in found.messages),
+        lost_unknown=report.lost_unknown or former.lost_unknown,
+    )
+
+
 def _put_messages(db: apsw.Connection, found: Found, stream: int) -> int:
     """All rows in their new form, each conversation with its new stream; gives how many wait to go out."""
     rows = sorted(found.messages.values(), key=lambda row: (row.conversation, row.stream, row.n, row.id))
     last_n: dict[str, int] = {}
     streams: dict[str, int] = {}
-    unsent = 0
-    out: list[MessageRow] = []
     for row in rows:
         known = streams.get(row.conversation) or _stream(found, row.conversation, stream)
         streams[row.conversation] = max(known, row.stream + 1)
+    unsent = 0
+    out: list[MessageRow] = []
+    for row in rows:
         if row.seq is not None or row.state in (SendState.DELIVERED, SendState.READ):
             if row.own or row.arrival is not None:
                 out.append(displaced(row, len(out) + 1))

@@ -126,6 +126,7 @@ class SqliteStore:
             try:
                 # Afresh: the file may be another, and its schema is this one's now.
                 self._disconnect()
+                self._damage = None  # what a guest met is looked for anew, and found if it is still there
                 self._db = self._open(first=True)
                 self._device = self._made_device(self._db)
             except BaseException as error:
@@ -231,7 +232,7 @@ class SqliteStore:
     def load(self) -> Snapshot:
         """Read what the engine starts from; of a store that was found damaged, once it is made anew."""
         for _ in range(_REBUILDS_MAX):
-            if self._damage is None:
+            if self._damage is None or self.guest:
                 try:
                     with self._reading() as db:
                         return reader.snapshot(db)
@@ -384,6 +385,8 @@ class SqliteStore:
         with self._write_lock:
             if self._closed:
                 raise StoreUnavailable(f"{self._path} is closed", hint="open it again")
+            if self._lock is None:
+                raise StoreCorrupt(f"{self._path} is damaged", hint="the program that syncs it makes it anew")
             if self._damage is None:
                 return
             self._disconnect()
