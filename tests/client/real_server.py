@@ -75,6 +75,11 @@ class RealServer:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not killed."""
+        return self._process is not None and self._process.returncode is None
+
     async def start(self) -> None:
         """Start it, on the port it had before, and wait until it listens."""
         process = await self.spawn()

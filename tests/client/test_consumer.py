@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whimbrel.client.consumer import OPEN_MAX, ConsumerStream, Prefix
+from whimbrel.client.consumers import Consumers
+from whimbrel.client.role import Claim
 from whimbrel.core.contract import Changes, ConversationRow, MessageRow
 from whimbrel.errors import InvalidArgument, StoreFull
 from whimbrel.model import Message
@@ -157,3 +159,51 @@ async def test_ends_quietly_when_closed_and_loudly_when_replaced(reads: StoreRea
     replaced.end(InvalidArgument("another stream was opened"))
     with pytest.raises(InvalidArgument):
         await anext(replaced)
+
+
+class Claiming:
+    """Makes a claim when it is let to; says how many there are."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.go = asyncio.Event()
+        self.held = 0
+
+    async def __call__(self) -> Claim:
+        self.begun.set()
+        await asyncio.shield(self._made())
+        return self
+
+    async def _made(self) -> None:
+        """A thread takes the lock: nobody can call it back."""
+        await self.go.wait()
+        assert self.held == 0, "somebody has it already"
+        self.held += 1
+
+    def release(self) -> None:
+        self.held -= 1
+
+
+async def test_a_claim_belongs_to_the_stream_though_its_first_reader_was_cancelled() -> None:
+    consumers, claiming = Consumers(), Claiming()
+    stream = consumers.begin(ConsumerStream("bot", StoreReads(MemoryStore())))
+    reading = asyncio.ensure_future(consumers.claim("bot", claiming))
+    await claiming.begun.wait()
+    reading.cancel()
+    await asyncio.wait([reading])
+    claiming.go.set()
+    await consumers.claim("bot", claiming)
+    assert claiming.held == 1
+    consumers.ended(stream)
+    assert claiming.held == 0
+
+
+async def test_a_claim_that_comes_after_the_end_is_released() -> None:
+    consumers, claiming = Consumers(), Claiming()
+    stream = consumers.begin(ConsumerStream("bot", StoreReads(MemoryStore())))
+    reading = asyncio.ensure_future(consumers.claim("bot", claiming))
+    await claiming.begun.wait()
+    consumers.ended(stream)
+    claiming.go.set()
+    await reading
+    assert claiming.held == 0

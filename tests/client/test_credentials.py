@@ -188,7 +188,7 @@ async def test_many_at_once_ask_one_after_the_other(api: HttpApi) -> None:
         finally:
             running -= 1
 
-    api.refresh = counted  # type: ignore[method-assign]
+    api.refresh = counted  # type: ignore[method-assign] # it counts, and does the same
     keeper = keeper_of(api, MemoryStore(), Credentials("ann", PASSWORD))
     answers = await asyncio.gather(*(keeper.fresh() for _ in range(5)))
     assert len({token_of(answer) for answer in answers}) == 5

@@ -13,11 +13,12 @@ from whimbrel.client.address import Address, parse_address
 from whimbrel.client.client import Client
 from whimbrel.client.outgoing import outgoing
 from whimbrel.client.session import Session
-from whimbrel.core.contract import CallServer, Changes, SendMessage, Settings, Snapshot
+from whimbrel.core.contract import CallServer, Changes, SendMessage, Settings, SetTyping, Snapshot
 from whimbrel.core.engine import Engine
 from whimbrel.errors import ClientClosed, KeyReused, QueueFull, StoreError, StoreFull
 from whimbrel.model import ConnectionState, Event, MessageChanged, SendState, message_id
 from whimbrel.protocol import Call
+from whimbrel.store.handoff import Limits
 from whimbrel.store.memory import MemoryStore
 
 LIMIT_S = 30
@@ -153,6 +154,14 @@ async def test_more_than_may_wait_are_made_to_wait_and_all_come_through(nowhere:
         assert [row.n for row in rows if row is not None] == list(range(1, count + 1))
 
 
+async def test_what_may_be_lost_is_when_too_much_waits(nowhere: Address) -> None:
+    async with opened(UnrulyStore(), nowhere) as session:
+        for _ in range(5 * driver_module.COMMANDS_MAX):  # as a guest may tell, without a pause
+            session.syncing.post(SetTyping(conversation="c", on=True))
+        assert len(session.driver._commands) == driver_module.COMMANDS_MAX
+        await session.send(message("and on"))
+
+
 async def test_a_failed_commit_reaches_who_waits_and_nothing_of_it_is_kept(nowhere: Address) -> None:
     store = UnrulyStore()
     async with opened(store, nowhere) as session:
@@ -258,6 +267,36 @@ async def test_closing_while_a_commit_hangs_gives_up_on_it_and_tells(
         # When the disk answers after all, the store is closed behind the commit.
         store.gate.set()
         await until(lambda: store.closes == 1)
+
+
+async def test_what_was_handed_over_waits_for_a_commit_that_hangs(
+    nowhere: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command behind it does not make the loop turn in a circle, and closing counts all that is queued."""
+    monkeypatch.setattr(driver_module, "UNCOMMITTED_ITEMS_MAX", 2)
+    store = UnrulyStore()
+    commands = [(message(str(n)), 1.0) for n in range(9)]
+    assert store.hand_over(commands, Limits()) == [None] * 9
+    store.gate.clear()
+    passes = 0
+    original = Engine.handle_timer
+
+    def counted(engine: Engine, now: float) -> None:
+        nonlocal passes
+        passes += 1
+        original(engine, now)
+
+    async with opened(store, nowhere) as session:
+        await in_thread(store.entered.wait)
+        await until(lambda: session.engine.pending > 2)
+        monkeypatch.setattr(Engine, "handle_timer", counted)
+        sending = asyncio.ensure_future(session.send(message("behind it")))
+        await asyncio.sleep(0.3)
+        assert passes < 20
+        assert session.driver.taking.waiting > 0
+        assert await session.close(0.0) == 9
+        with pytest.raises(ClientClosed):
+            await sending
 
 
 async def test_closing_lets_a_commit_under_way_finish(nowhere: Address) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.client.real_server import LIMIT_S
 from tests.integration.rig import ANNA, stage
 from whimbrel import Client, SendState
-from whimbrel.core.contract import Changes
+from whimbrel.core.contract import Changes, MessageRow
 from whimbrel.store.sqlite import SqliteStore
 
 COMMIT_S = 0.1
@@ -19,9 +19,9 @@ COMMIT_S = 0.1
 async def test_once_flushed_the_store_says_delivered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     apply = SqliteStore.apply
 
-    def slow(store: SqliteStore, changes: Changes) -> None:
+    def slow(store: SqliteStore, changes: Changes) -> list[MessageRow]:
         time.sleep(COMMIT_S)  # a disk that takes its time; this is the writer thread
-        apply(store, changes)
+        return apply(store, changes)
 
     monkeypatch.setattr(SqliteStore, "apply", slow)
     async with (

@@ -14,12 +14,14 @@ from whimbrel import (
     Conflict,
     Credentials,
     DeliveryFailed,
+    DeliveryPending,
     KeyReused,
     Message,
     MessageReceived,
     QueueFull,
     SendState,
     StoreInUse,
+    StoreUnavailable,
     Unauthorized,
 )
 from whimbrel.client import doorway, relay
@@ -27,7 +29,7 @@ from whimbrel.client import guest as guest_module
 from whimbrel.client.events import EventStream
 from whimbrel.client.guest import Guest
 from whimbrel.client.syncing import Syncing
-from whimbrel.core.contract import Settings
+from whimbrel.core.contract import Settings, Snapshot
 from whimbrel.store.sqlite import SqliteStore
 
 KEY = b"k" * 32
@@ -192,6 +194,9 @@ async def test_a_full_outbox_refuses_guests_too(nowhere: str, path: Path) -> Non
         with pytest.raises(QueueFull):
             await guest.send("c", "4")
         assert [message.content for message in await guest.pending()] == ["1", "2", "3"]
+        for one in (owner, guest):
+            with pytest.raises(DeliveryPending):  # with no time to look, it must not say that all is well
+                await one.flush(0)
 
 
 async def test_the_role_passes_to_the_same_client_object(
@@ -356,6 +361,29 @@ async def test_an_idle_guest_sleeps(nowhere: str, path: Path, monkeypatch: pytes
             monkeypatch.setattr(SqliteStore, name, looked)
         await asyncio.sleep(1.5)
         assert len(looks) <= 1, "the end of joining at most"
+
+
+async def test_a_guest_that_cannot_read_does_not_hurry(
+    nowhere: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time it is let in, its reading fails: it tries again, with pauses that grow."""
+    loads: list[SqliteStore] = []
+    load = SqliteStore.load
+
+    def failing(store: SqliteStore) -> Snapshot:
+        if store.guest and loads:
+            loads.append(store)
+            raise StoreUnavailable("the disk of a guest")
+        return load(store)
+
+    monkeypatch.setattr(SqliteStore, "load", failing)
+    async with Client(nowhere, path, None, key=KEY), Client(nowhere, path, None, key=KEY) as guest:
+        assert guest._session is not None
+        assert isinstance(guest._session.store, SqliteStore)
+        loads.append(guest._session.store)
+        await asyncio.sleep(1.5)
+        assert is_guest(guest)
+        assert len(loads) < 15, "one more than pauses in a second and a half, from 10 ms, doubled"
 
 
 async def test_many_guests_at_once(server: RealServer, path: Path) -> None:

@@ -5,10 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from whimbrel import errors, model
 from whimbrel.client import doorway, relay
+from whimbrel.store.handoff import KeyRaced
+from whimbrel.store.integrity import Damage
 
 LIMIT_S = 30
 
@@ -50,6 +53,20 @@ async def test_both_prove_that_they_can_read_the_store(tmp_path: Path) -> None:
             assert isinstance(entry, relay.Enter)
             host.send(relay.Enough(proof="0" * 64))
             assert not await entering
+
+
+async def test_a_proof_may_be_any_text(tmp_path: Path) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        async with lines(tmp_path / "a") as (guest, host):
+            entering = asyncio.ensure_future(relay.enter(guest, "s"))
+            host.send(relay.Challenge(nonce="\u00e9"))
+            await host.receive(relay.guest_frames)
+            host.send(relay.Enough(proof="\u00e9"))
+            assert not await entering
+        async with lines(tmp_path / "b") as (guest, host):
+            admitting = asyncio.ensure_future(relay.admit(host, "s"))
+            guest.send(relay.Enter(proof="\u00e9", nonce="\u00e9"))
+            assert not await admitting
 
 
 async def test_what_is_not_understood_is_passed_over(tmp_path: Path) -> None:
@@ -97,7 +114,9 @@ def test_every_event_travels_whole() -> None:
         assert relay.event_of(frame) == event
     message = model.Message(id="m", conversation="c", sender="s", content="secret", sent_at=0.0, position=7)
     assert relay.told(model.MessageReceived(message=message)) == relay.Arrived(position=7)
-    assert relay.event_of(relay.News(name="of tomorrow", event=relay.told(events[0]).event)) is None  # type: ignore[union-attr]
+    known = str(model.ConnectionChanged.name)
+    for name, text in (("of tomorrow", "{}"), (known, '{"state":"of tomorrow"}'), (known, "nonsense")):
+        assert relay.event_of(relay.News(name=name, event=msgspec.Raw(text))) is None
 
 
 @pytest.mark.parametrize(
@@ -115,6 +134,18 @@ def test_errors_travel_with_their_kind(error: errors.WhimbrelError) -> None:
     assert type(again) is type(error)
     assert (again.text, again.hint) == (error.text, error.hint)
     assert getattr(again, "retry_after_s", None) == getattr(error, "retry_after_s", None)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(KeyRaced("m"), errors.StoreError), (Damage(Path("store.db"), "torn"), errors.StoreCorrupt)],
+)
+def test_an_error_of_a_module_travels_as_the_public_one(
+    error: errors.WhimbrelError, kind: type[errors.WhimbrelError]
+) -> None:
+    again = relay.error_of(relay.failure_of(error))
+    assert type(again) is kind
+    assert again.text == error.text
 
 
 def test_an_error_of_a_newer_version_is_an_error() -> None:

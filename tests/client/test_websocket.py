@@ -211,6 +211,7 @@ async def test_nobody_listens_is_a_refusal() -> None:
             recorder = Recorder()
             address = parse_address(f"http://{host}:{unused.getsockname()[1]}")
             link = WebSocketLink(1, address, recorder)
+            # mypy gives no type to the default of a lambda.
             await recorder.until(lambda recorder=recorder: recorder.fault is not None)  # type: ignore[misc]
             await link.close()
             assert recorder.fault is not None

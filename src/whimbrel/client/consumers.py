@@ -21,7 +21,7 @@ class Consumers:
     def __init__(self) -> None:
         self._streams: weakref.WeakValueDictionary[str, ConsumerStream] = weakref.WeakValueDictionary()
         self._claims: dict[str, Claim] = {}
-        self._claiming = asyncio.Lock()
+        self._claiming: dict[str, asyncio.Task[None]] = {}
 
     def __repr__(self) -> str:
         return f"<Consumers reading={len(self._streams)} claimed={len(self._claims)}>"
@@ -36,10 +36,27 @@ class Consumers:
         return stream
 
     async def claim(self, name: str, make: Callable[[], Awaitable[Claim]]) -> None:
-        """Claim a name with ``make``, unless it is claimed here already. Raises ``StoreInUse``."""
-        async with self._claiming:
-            if name not in self._claims:
-                self._claims[name] = await make()
+        """Claim a name with ``make``, unless it is claimed here already. Raises ``StoreInUse``.
+
+        It goes on when the caller is cancelled: a claim that is made belongs to somebody, or is released.
+        """
+        if name in self._claims:
+            return
+        task = self._claiming.get(name)
+        if task is None:
+            task = self._claiming[name] = asyncio.ensure_future(self._claim(name, make))
+            task.add_done_callback(_looked_at)
+        await asyncio.shield(task)
+
+    async def _claim(self, name: str, make: Callable[[], Awaitable[Claim]]) -> None:
+        try:
+            claim = await make()
+        finally:
+            del self._claiming[name]
+        if name in self._streams:
+            self._claims[name] = claim
+        else:  # all its streams ended meanwhile
+            claim.release()
 
     def ended(self, stream: ConsumerStream) -> None:
         """This stream hands out nothing more: others may read under its name, unless another one does."""
@@ -67,3 +84,9 @@ class Consumers:
             claim = self._claims.pop(name, None)
             if claim is not None:
                 claim.release()
+
+
+def _looked_at(task: asyncio.Task[None]) -> None:
+    """A caller that was cancelled does not fetch its error."""
+    if not task.cancelled():
+        task.exception()

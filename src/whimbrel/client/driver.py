@@ -98,8 +98,8 @@ class Driver:
         self._commands: deque[Submitted] = deque()
         self._places = asyncio.Semaphore(COMMANDS_MAX)
         self._links = Links(open_link, self._wake.set)
-        self.taking = Taking(store, self._writer, self._wake.set)
         self.mending = Mending(self._wake.set)
+        self.taking = Taking(store, self._writer, self._wake.set, self.mending.met)
         self.taking.begin(handed)
         # the commit in flight, who waits for it, and who waits for the next one
         self._commit: asyncio.Future[list[MessageRow]] | None = None
@@ -135,9 +135,9 @@ class Driver:
             self.check_running()
             return await self._queue(command)
 
-    def post(self, command: Command) -> None:
-        """Feed a command nobody waits for."""
-        if not self.stopped:
+    def post(self, command: Command, *, droppable: bool = False) -> None:
+        """Feed a command nobody waits for; a ``droppable`` one only while fewer than ``COMMANDS_MAX`` do."""
+        if not self.stopped and not (droppable and len(self._commands) >= COMMANDS_MAX):
             self._queue(command)
 
     def _queue(self, command: Command) -> asyncio.Future[str | None]:
@@ -165,8 +165,12 @@ class Driver:
             self._calls.pop(call.id, None)
 
     async def on_writer(self, function: Callable[[], T]) -> T:
-        """Run a blocking write on the store's writer thread."""
-        return await self._loop.run_in_executor(self._writer, function)
+        """Run a blocking write on the store's writer thread. Raises ``ClientClosed`` once that has ended."""
+        try:
+            writing = self._loop.run_in_executor(self._writer, function)
+        except RuntimeError:
+            raise self.closed_error() from None
+        return await writing
 
     def watch(self) -> asyncio.Future[None]:
         """Done when the engine says something new (an event). Raises ``ClientClosed`` when it stops."""
@@ -230,7 +234,9 @@ class Driver:
         self._act(now)
         if self._stopping and self._commit is None and not self._commands:
             return True
-        if self._commands or ((self._links.waiting or self.taking.waiting) and self._may_feed() > 0):
+        # Commands wait behind what was handed over, which waits for a commit that takes too long.
+        feedable = (self._links.waiting or self.taking.waiting) and self._may_feed() > 0
+        if feedable or (self._commands and not self.taking.waiting):
             await asyncio.sleep(0)
         else:
             await self._sleep()

@@ -247,11 +247,15 @@ class Guest:
             pause_s = _AGAIN_MIN_S
             while not await self._take_over():
                 line = await self._search()
-                if line is not None:
+                if line is None:
+                    await self._look()
+                else:
+                    began = time.monotonic()
                     await self._follow(line)
-                    pause_s = _AGAIN_MIN_S
-                    continue
-                await self._look()
+                    if time.monotonic() - began >= LOOK_EVERY_S:
+                        pause_s = _AGAIN_MIN_S
+                        continue
+                # Also when it was joined for a moment only: it may end the same way again.
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LOOK_EVERY_S)
         except asyncio.CancelledError:

@@ -2,8 +2,8 @@
 
 One connection per guest (``client.relay``). Whatever happens is told to all of them, in order. A guest
 that goes away may have handed something over last, so that is looked for. Bounds: ``GUESTS_MAX``
-guests, ``ASKS_MAX`` questions of each under way; a guest that does not read is cut off. Without a
-socket all this does not exist, and guests find what they need in the store.
+connections, let in or not yet, ``ASKS_MAX`` questions of each under way; a guest that does not read is cut
+off. Without a socket all this does not exist, and guests find what they need in the store.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class Host:
         self._secret = secret
         self._address: Path | None = None
         self._server: asyncio.Server | None = None
+        self._lines: set[relay.Line] = set()
+        """All connections; who they are may not be known yet."""
         self._guests: set[relay.Line] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -98,8 +100,8 @@ class Host:
 
     async def leave(self) -> None:
         """Send everybody away, once the store is closed."""
-        for guest in self._guests:
-            guest.cut()
+        for line in self._lines:
+            line.cut()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -130,9 +132,10 @@ class Host:
 
     def _met(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         line = relay.Line(reader, writer)
-        if len(self._guests) >= doorway.GUESTS_MAX or self._address is None:
+        if len(self._lines) >= doorway.GUESTS_MAX or self._address is None:
             line.cut()
             return
+        self._lines.add(line)
         self._begin(self._serve(line), "whimbrel-guest-of-ours")
 
     def _begin(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -157,6 +160,7 @@ class Host:
             logger.error("a guest was sent away because of a bug: %s", type(error).__name__)
         finally:
             self._guests.discard(line)
+            self._lines.discard(line)
             for task in asks:
                 task.cancel()
             line.cut()
@@ -200,4 +204,8 @@ class Host:
             return  # the guest asks its next owner
         except WhimbrelError as error:
             reply = relay.Reply(number=number, failure=relay.failure_of(error))
+        except Exception as error:  # noqa: BLE001 - the guest must not be left waiting
+            logger.error("a guest's question failed because of a bug: %s", type(error).__name__)
+            bug = WhimbrelError("the program that syncs this store failed because of a bug")
+            reply = relay.Reply(number=number, failure=relay.failure_of(bug))
         line.send(reply)

@@ -1,6 +1,6 @@
 """Damage to a store that is in use: it is made anew, everything begins again from it, and the app is told.
 
-Whoever reads and meets damage (``Rebuilds.read``) asks the driver to begin again from disk (``Mending``),
+Whoever meets damage (``Rebuilds.whole``) asks the driver to begin again from disk (``Mending``),
 where the store makes itself anew (``store.salvage``), and then reads once more. What was found and lost is
 in the store until the app was told: the first live stream begins with it.
 """
@@ -33,21 +33,29 @@ class Mending:
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._waiting: list[asyncio.Future[None]] = []
+        self._over: BaseException | None = None
         self.error: StoreCorrupt | None = None
         """The damage that was met; None: nothing is to be done."""
         self.on_reload: Callable[[], None] | None = None
         """Called whenever the driver has begun again from disk."""
 
-    async def done(self, error: StoreCorrupt) -> None:
-        """Wait until the store is whole again. Raises what the driver ends with, if it ends before."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
+    def met(self, error: StoreCorrupt) -> None:
+        """Somebody met damage, and does not wait."""
         self.error = self.error or error
         self._wake()
+
+    async def done(self, error: StoreCorrupt) -> None:
+        """Wait until the store is whole again. Raises what the driver ends with, if it does before."""
+        if self._over is not None:
+            raise self._over
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        self.met(error)
         await future
 
     def end(self, error: BaseException | None) -> None:
         """It is whole again, or (``error``) never will be here."""
+        self._over = error
         waiting, self._waiting, self.error = self._waiting, [], None
         for future in waiting:
             settle(future, None) if error is None else fail(future, error)
@@ -84,18 +92,25 @@ class Rebuilds:
         """This client syncs the store: damage is its to mend. ``write`` runs on the writer thread."""
         self._mending, self._write = mending, write
         mending.on_reload = lambda: self._start(self._look())
-        await self._look()
+        try:
+            await self._look()
+        except StoreError as error:
+            logger.warning("whether the store was made anew cannot be read (%s)", error.code)
 
     async def read(self, function: Callable[[], T]) -> T:
         """Run a blocking read on a reader thread; of a store that turns out damaged, when it is made anew."""
         loop = asyncio.get_running_loop()
+        return await self.whole(lambda: loop.run_in_executor(self._readers, function))
+
+    async def whole(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do what reads or writes the store; if that turns out damaged, once more when it is made anew."""
         try:
-            return await loop.run_in_executor(self._readers, function)
+            return await work()
         except StoreCorrupt as error:
             if self._mending is None:
                 raise
             await self._mending.done(error)
-        return await loop.run_in_executor(self._readers, function)
+        return await work()
 
     def told(self, stream: EventStream) -> EventStream:
         """A live stream begins: the first one is told what was not told yet."""

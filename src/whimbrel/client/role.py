@@ -25,7 +25,7 @@ from whimbrel.core.contract import (
     Snapshot,
     TakeHandoff,
 )
-from whimbrel.errors import ClientClosed, WhimbrelError
+from whimbrel.errors import ClientClosed, StoreCorrupt, WhimbrelError
 from whimbrel.model import ConnectionChanged, Explanation, SendStatus
 from whimbrel.store.handoff import TAKEN_AT_ONCE, Handoff
 from whimbrel.store.port import Store
@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 DURABLE = (SendMessage, CancelMessage, RetryMessage, MarkRead)
 """Commands that are done when what they changed is on disk; a failed commit is their error."""
+_BEGINNINGS_MAX = 3
 
 
 class Claim(Protocol):
@@ -145,13 +146,24 @@ class Role(Protocol):
 
 def beginning(store: ClientStore) -> tuple[Snapshot, list[TakeHandoff]]:
     """What an engine starts from, and what was handed over until then, in order. Blocks."""
-    snapshot = store.load()
+    for _ in range(_BEGINNINGS_MAX - 1):
+        snapshot = store.load()
+        try:
+            return snapshot, _handed(store)
+        except StoreCorrupt:
+            if store.guest:
+                raise
+            # Its owner makes it anew when it loads it again.
+    return store.load(), _handed(store)
+
+
+def _handed(store: ClientStore) -> list[TakeHandoff]:
     handed: list[TakeHandoff] = []
     while page := store.handed_over(handed[-1].number if handed else 0):
         handed += page
         if len(page) < TAKEN_AT_ONCE:
             break
-    return snapshot, handed
+    return handed
 
 
 def unexplained(row: MessageRow, status: SendStatus) -> Explanation:

@@ -135,7 +135,7 @@ class Session:
                 if session is not None and hasattr(session, "role"):
                     await session.close(0.0)
                 else:
-                    store.close()
+                    await asyncio.shield(loop.run_in_executor(readers, store.close))
                 raise
         except BaseException:
             readers.shutdown(wait=False)
@@ -148,7 +148,7 @@ class Session:
         snapshot, handed = await loop.run_in_executor(self._readers, beginning, self.store)
         if not self.store.guest:
             await self._sync(snapshot, handed)
-            await self._look_for_damage()
+            await self.rebuilds.begin(self.driver.mending, self.driver.on_writer)
             return
         user, named = snapshot.meta.get("user"), self._credentials
         if named is not None and user is not None and named.username.strip().casefold() != user:
@@ -180,7 +180,12 @@ class Session:
             user=snapshot.meta.get("user"),
             on_disk=self._write_tokens,
         )
-        await asyncio.get_running_loop().run_in_executor(self._readers, tokens.load)
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._readers, tokens.load)
+        except StoreCorrupt:  # all else of it may be whole; made anew it is when it is loaded again
+            snapshot, handed = await loop.run_in_executor(self._readers, beginning, store)
+            await loop.run_in_executor(self._readers, tokens.load)
         engine = Engine(snapshot, self._settings, sources, device=store.device, now=time.monotonic())
         role = Syncing(store, engine, tokens)
         driver = Driver(
@@ -199,16 +204,9 @@ class Session:
     async def _promoted(self, snapshot: Snapshot, handed: list[TakeHandoff]) -> None:
         """This client was a guest, and syncs the store from now on."""
         await self._sync(snapshot, handed)
-        task = asyncio.ensure_future(self._look_for_damage())
+        task = asyncio.ensure_future(self.rebuilds.begin(self.driver.mending, self.driver.on_writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def _look_for_damage(self) -> None:
-        driver = self.driver
-        try:
-            await self.rebuilds.begin(driver.mending, driver.on_writer)
-        except StoreError as error:
-            logger.warning("whether the store was made anew cannot be read (%s)", error.code)
 
     async def close(self, timeout_s: float) -> int:
         """End everything; gives how many messages stay queued. Called once."""
@@ -217,19 +215,20 @@ class Session:
         if not self.store.guest and self.connection.state is ConnectionState.CONNECTED:
             try:
                 await self.drained(timeout_s, while_connected=True)
-            except (DeliveryPending, ClientClosed):
+            except (DeliveryPending, ClientClosed, StoreError):
                 logger.info("closing with messages still queued")
         pending = 0
-        if self.store.guest:
-            with contextlib.suppress(StoreError, ClientClosed):
-                pending = await self.read(self.store.pending_count)
+        if not isinstance(self.role, Syncing):
+            with contextlib.suppress(StoreError, ClientClosed, TimeoutError):
+                async with asyncio.timeout(max(1.0, timeout_s)):
+                    pending = await self.read(self.store.pending_count)
         while True:
             role = self.role
             await role.stop(max(1.0, until - time.monotonic()))
             if self.role is role:
                 break
         if isinstance(role, Syncing):
-            pending = role.engine.pending + role.driver.taking.waiting
+            pending = role.engine.pending + role.driver.taking.messages
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self.rebuilds.end()
@@ -299,8 +298,8 @@ class Session:
             return self.role.watch()
 
     async def write(self, function: Callable[[], T]) -> T:
-        """Run a blocking write on the role's writer thread."""
-        return await self._by_role(lambda role: role.write(function))
+        """Run a blocking write on the role's writer thread; twice if the store turns out damaged."""
+        return await self.rebuilds.whole(lambda: self._by_role(lambda role: role.write(function)))
 
     async def sign_in(self, credentials: Credentials) -> None:
         """Use these credentials from now on. Raises what went wrong."""
@@ -320,7 +319,7 @@ class Session:
             return await ask(self.role)
 
     async def _write_tokens(self, function: Callable[[], None]) -> None:
-        await self.driver.on_writer(function)
+        await self.rebuilds.whole(lambda: self.driver.on_writer(function))
 
     def check_running(self) -> None:
         """Raise ``ClientClosed`` once it has stopped."""
@@ -338,7 +337,7 @@ class Session:
 
     async def drained(self, timeout_s: float | None, *, while_connected: bool) -> int:
         """Wait until nothing is queued. Raises ``DeliveryPending`` when that takes too long."""
-        pending = 0
+        pending: int | None = None
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
@@ -353,6 +352,8 @@ class Session:
                     finally:
                         change.cancel()
         except TimeoutError:
+            if pending is None:  # there was no time to look even once
+                pending = await self.read(self.store.pending_count)
             if not pending:
                 return 0
             raise DeliveryPending(f"{pending} messages are still queued", pending=pending) from None
@@ -441,4 +442,4 @@ class Session:
 
 def _closed_when_opened(opening: asyncio.Future[ClientStore]) -> None:
     if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()
+        opening.get_loop().run_in_executor(None, opening.result().close)

@@ -54,7 +54,7 @@ class Syncing:
         assert self._store.path is not None
         try:
             secret = await self.driver.on_writer(self._secret)
-        except (StoreError, RuntimeError) as error:
+        except (StoreError, ClientClosed) as error:
             logger.info("no guests are let in (%s)", type(error).__name__)
             return
         self._host = Host(self, secret)
@@ -96,8 +96,8 @@ class Syncing:
             self.driver.taking.look()
 
     def post(self, command: SetTyping | Connect) -> None:
-        """Do what a guest wants done."""
-        self.driver.post(command)
+        """Do what a guest wants done; lost when too much waits already."""
+        self.driver.post(command, droppable=True)
 
     # --- the role ------------------------------------------------------------------------------
 

@@ -18,9 +18,9 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from whimbrel.core.contract import TakeHandoff
+from whimbrel.core.contract import SendMessage, TakeHandoff
 from whimbrel.core.engine import Engine
-from whimbrel.errors import StoreError
+from whimbrel.errors import StoreCorrupt, StoreError
 from whimbrel.store.handoff import TAKEN_AT_ONCE, Handoff
 
 LOOK_EVERY_S = 30.0
@@ -32,11 +32,18 @@ logger = logging.getLogger("whimbrel")
 class Taking:
     """What was handed over and not fed yet; for the event loop of its driver."""
 
-    def __init__(self, store: Handoff, writer: Executor, wake: Callable[[], None]) -> None:
-        """``wake`` is called when there may be something to do."""
+    def __init__(
+        self,
+        store: Handoff,
+        writer: Executor,
+        wake: Callable[[], None],
+        damaged: Callable[[StoreCorrupt], None],
+    ) -> None:
+        """``wake`` is called when there may be something to do; ``damaged`` has the store made anew."""
         self._store = store
         self._writer = writer
         self._wake = wake
+        self._damaged = damaged
         self._rows: deque[TakeHandoff] = deque()
         self._after = 0
         self._due = False
@@ -54,6 +61,11 @@ class Taking:
     def waiting(self) -> int:
         """How many are to be fed."""
         return len(self._rows)
+
+    @property
+    def messages(self) -> int:
+        """How many of them are messages to be queued; also once it has ended."""
+        return sum(isinstance(row.command, SendMessage) for row in self._rows)
 
     def look(self) -> None:
         """Somebody handed something over."""
@@ -78,7 +90,6 @@ class Taking:
     def end(self) -> None:
         """Read nothing more."""
         self._drop_reading()
-        self._rows.clear()
 
     def _take_in(self) -> None:
         if self._reading is None or not self._reading.done():
@@ -87,8 +98,11 @@ class Taking:
         try:
             rows = reading.result()
         except (StoreError, OSError) as error:
-            # The next commit will say what is wrong with the store; this is only tried again.
             logger.info("what was handed over cannot be read now (%s)", type(error).__name__)
+            if isinstance(error, StoreCorrupt):
+                self._damaged(error)  # no commit reads these pages; all begins again from the new store
+                return
+            # The next commit will say what is wrong with the store; this is only tried again.
             asyncio.get_running_loop().call_later(_AGAIN_S, self.look)
             return
         self._rows.extend(rows)
