@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ COMMANDS = [
     "serve",
     "user add",
     "user password",
+    "backup",
+    "restore",
     "demo",
     "replay",
     "sim",
@@ -55,7 +58,12 @@ def test_every_command_explains_itself(home: Home, command: str) -> None:
     assert page.out.startswith(f"Usage: whimbrel {command}")
     examples = page.out.partition("Examples:")[2]
     assert f"whimbrel {command}" in examples
-    assert len(page.out.partition("\n\n")[2].partition("\n\n")[0]) > 10
+    description = page.out.partition("\n\n")[2].partition("╭")[0]
+    assert len(description.partition("\n\n")[0]) > 10
+    for line, after in pairwise(description.splitlines()):
+        if line.strip() and after.strip():  # broken by who wrote it and by the terminal, it would be ragged
+            assert len(f"{line.rstrip()} {after.split()[0]}") > 76, line
+    assert all(line.startswith("  ") for line in examples.splitlines() if line)
 
 
 @pytest.mark.parametrize("group", ["conversation", "user"])

@@ -3,6 +3,7 @@
 import json
 import re
 import unicodedata
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,10 +19,15 @@ def steers(text: str) -> bool:
     return any(unicodedata.category(char) in ("Cc", "Cs") or char in STEERING for char in text)
 
 
-def message(content: object, **fields: object) -> Message:
-    return Message(
-        **{"id": "m", "conversation": "c", "sender": "bob", "content": content, "sent_at": 0.0, **fields}  # type: ignore[arg-type]
-    )
+def message(content: Any, **fields: Any) -> Message:
+    given: dict[str, Any] = {
+        "id": "m",
+        "conversation": "c",
+        "sender": "bob",
+        "content": content,
+        "sent_at": 0.0,
+    }
+    return Message(**given | fields)
 
 
 @given(st.text(st.characters()))

@@ -40,9 +40,10 @@ def login(
 ) -> int:
     """Log in on this device, and remember it as a profile.
 
-    Makes an encrypted store for what is sent and received. Its key goes into the system's key
-    store; else it is sealed under a passphrase (WHIMBREL_PASSPHRASE, or asked for). The password is
-    asked for, and never kept. Logging in again renews the session and keeps the store.
+    Makes an encrypted store for what is sent and received. Its key goes into the
+    system's key store; else it is sealed under a passphrase (WHIMBREL_PASSPHRASE,
+    or asked for). The password is asked for, and never kept. Logging in again
+    renews the session and keeps the store.
 
     Parameters
     ----------
@@ -53,6 +54,29 @@ def login(
     password_stdin
         Read the password from standard input (else WHIMBREL_PASSWORD, else asked for).
     """
+    profile = _profile(url, name, access)
+    plain = profile.key == "file"
+    store = Path(profile.store)
+    password = read_password(from_stdin=password_stdin, variable=PASSWORD_VARIABLE)
+    target = Target(
+        url=profile.url,
+        store=store,
+        key=open_store_key(store, plain=plain),
+        insecure=profile.insecure,
+        user=profile.user,
+    )
+    device = run(_login(target, profile.user, password))
+    profiles.save(access.profile, profile)
+    if json:
+        asked = {"profile": access.profile, "url": profile.url, "user": profile.user}
+        emit(asked | {"device": device, "store": profile.store})
+    else:
+        show(f"logged in as {escaped(profile.user)} at {profile.url} (profile {access.profile})")
+    return Exit.OK
+
+
+def _profile(url: str, name: str, access: Access) -> profiles.Profile:
+    """The profile to be made, or made again. Raises ``InvalidArgument`` if it is that of another login."""
     from whimbrel.client.address import parse_address
 
     address = parse_address(url, insecure=access.insecure)
@@ -68,39 +92,13 @@ def login(
     same = former.store if former is not None else None
     store = (access.store or Path(same or profiles.store_path(address.http, user))).absolute()
     plain = access.key_file_plain or (former is not None and former.key == "file")
-    password = read_password(from_stdin=password_stdin, variable=PASSWORD_VARIABLE)
-    profiles.path_of(access.profile)
-    target = Target(
+    return profiles.Profile(
         url=address.http,
-        store=store,
-        key=open_store_key(store, plain=plain),
-        insecure=access.insecure,
         user=user,
+        store=str(store),
+        key="file" if plain else None,
+        insecure=access.insecure,
     )
-    device = run(_login(target, user, password))
-    profiles.save(
-        access.profile,
-        profiles.Profile(
-            url=address.http,
-            user=user,
-            store=str(store),
-            key="file" if plain else None,
-            insecure=access.insecure,
-        ),
-    )
-    if json:
-        emit(
-            {
-                "profile": access.profile,
-                "url": address.http,
-                "user": user,
-                "device": device,
-                "store": str(store),
-            }
-        )
-    else:
-        show(f"logged in as {escaped(user)} at {address.http} (profile {access.profile})")
-    return Exit.OK
 
 
 async def _login(target: Target, user: str, password: str) -> str:
@@ -119,8 +117,8 @@ async def _login(target: Target, user: str, password: str) -> str:
 def logout(*, access: Access = DEFAULTS, json: Json = False) -> int:
     """Log out on this device: forget the session here and on the server, and the profile.
 
-    Messages stay in the encrypted store, and so do those that wait: they go out after the next
-    login as the same user.
+    Messages stay in the encrypted store, and so do those that wait: they go out
+    after the next login as the same user.
     """
     target = unlock(access)
     pending = run(_logout(target))

@@ -128,7 +128,8 @@ _command(
 _command(
     app, "accounts:login", "login", "Log in on this device.",
     "whimbrel login https://chat.example.org ann",
-    "whimbrel login https://chat.example.org bot --profile bot --password-stdin < secret.txt",
+    "whimbrel login https://chat.example.org bot --profile bot",
+    "whimbrel login https://chat.example.org bot --password-stdin < secret.txt",
     group=_ACCOUNT,
 )  # fmt: skip
 _command(

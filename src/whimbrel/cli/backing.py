@@ -24,8 +24,9 @@ def back_up(
 ) -> int:
     """Copy the server's data into a new folder; also while the server runs.
 
-    The copy is read through before it gets its name: a backup that is there is whole. It is encrypted as
-    the data folder is, and holds the key, unless that is to be kept apart.
+    The copy is read through before it gets its name: a backup that is there is
+    whole. It is encrypted as the data folder is, and holds the key, unless that is
+    to be kept apart.
 
     Parameters
     ----------
@@ -57,8 +58,8 @@ def restore(
 ) -> int:
     """Make the server's data folder what a backup holds. The server must be stopped.
 
-    Begins a new history: clients fetch it anew when they connect, and send again what it lacks. Whoever
-    signed in after the backup was made signs in again.
+    Begins a new history: clients fetch it anew when they connect, and send again
+    what it lacks. Whoever signed in after the backup was made signs in again.
 
     Parameters
     ----------

@@ -41,9 +41,9 @@ _COMMANDS = (
 def chat(conversation: str, /, *, last: int = 20, access: Access = DEFAULTS) -> int:
     """Talk in a conversation: what you type is sent, what others write is shown.
 
-    Own messages have a number and a mark: ⏰ waits, ✓ with the server, ✓✓ delivered, ⚠ failed. They
-    may be typed without a connection, and go out when it is back. Leave with /quit, Ctrl-D or
-    Ctrl-C; /help lists the other commands.
+    Own messages have a number and a mark: ⏰ waits, ✓ with the server, ✓✓ delivered,
+    ⚠ failed. They may be typed without a connection, and go out when it is back.
+    Leave with /quit, Ctrl-D or Ctrl-C; /help lists the other commands.
 
     Parameters
     ----------

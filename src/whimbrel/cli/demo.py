@@ -35,10 +35,11 @@ def demo(
 ) -> int:
     """See messages survive a storm, with real processes.
 
-    Anna and Ben talk while the network falls silent, cuts every connection, turns slow and loses
-    what it carries, and while the server and one of them are killed with `kill -9`. A judge who
-    reads nothing but what the two wrote down counts what was lost, doubled, out of order or changed.
-    Exit code 0: nothing was, and both outboxes are empty.
+    Anna and Ben talk while the network falls silent, cuts every connection, turns
+    slow and loses what it carries, and while the server and one of them are killed
+    with `kill -9`. A judge who reads nothing but what the two wrote down counts
+    what was lost, doubled, out of order or changed. Exit code 0: nothing was, and
+    both outboxes are empty.
 
     Parameters
     ----------

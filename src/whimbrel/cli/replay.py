@@ -41,8 +41,8 @@ def replay(
 ) -> int:
     """Replay chat logs through a fault proxy, with every nick a user, and judge what arrived.
 
-    Ends with 0 only if every message arrived at every member once, in order and unchanged, and every
-    outbox is empty.
+    Ends with 0 only if every message arrived at every member once, in order and
+    unchanged, and every outbox is empty.
 
     Parameters
     ----------

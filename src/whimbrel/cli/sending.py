@@ -54,10 +54,10 @@ def send(
 ) -> int:
     """Send a message, and wait until it is delivered.
 
-    Once it is queued, it survives everything: if the server cannot be reached in time, the exit
-    code is 3 and the message waits on this device, until `whimbrel sync-once`, `chat` or `tail`
-    sends it. With a --key of your own, the command may be repeated after any failure: the message
-    is sent once.
+    Once it is queued, it survives everything: if the server cannot be reached in
+    time, the exit code is 3 and the message waits on this device, until `whimbrel
+    sync-once`, `chat` or `tail` sends it. With a --key of your own, the command may
+    be repeated after any failure: the message is sent once.
 
     Parameters
     ----------
@@ -293,8 +293,8 @@ def explanation_lines(explanation: Explanation) -> list[str]:
 def sync_once(*, timeout: float = 30.0, access: Access = DEFAULTS, json: Json = False) -> int:
     """Send what waits, receive what is new, and end: for a timer, or a machine that is online at times.
 
-    Exit code 0: nothing waits any more and this device is up to date. 3: messages still wait.
-    5: nothing waits, but the server could not be asked for news.
+    Exit code 0: nothing waits any more and this device is up to date. 3: messages
+    still wait. 5: nothing waits, but the server could not be asked for news.
 
     Parameters
     ----------

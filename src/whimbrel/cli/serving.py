@@ -41,8 +41,9 @@ def serve(
 ) -> int:
     """Run the server until SIGTERM or Ctrl-C.
 
-    Prints its address when it is ready. Everything is kept in one folder, encrypted; one process
-    serves from it. Stopping answers what was begun and tells every client when to come back.
+    Prints its address when it is ready. Everything is kept in one folder,
+    encrypted; one process serves from it. Stopping answers what was begun and tells
+    every client when to come back.
 
     Parameters
     ----------

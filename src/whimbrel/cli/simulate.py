@@ -31,11 +31,12 @@ def sim(
 ) -> int:
     """Live through storms on a simulated network, and judge whether every promise was kept.
 
-    Real engines, stores and server on virtual time; each seed is another storm, and the same seed
-    is the same storm to the last step. The report counts how often each fault took effect and each
-    transition of the machines was taken, and names those that never happened; of a storm in which a
-    promise broke it gives the command that repeats it. Exit code 0: every promise was kept in every
-    run; 1: not.
+    Real engines, stores and server on virtual time; each seed is another storm, and
+    the same seed is the same storm to the last step. The report counts how often
+    each fault took effect and each transition of the machines was taken, and names
+    those that never happened; of a storm in which a promise broke it gives the
+    command that repeats it. Exit code 0: every promise was kept in every run; 1:
+    not.
 
     Parameters
     ----------
