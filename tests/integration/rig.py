@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,12 +28,30 @@ async def stage(
             conversation = await client.create_conversation("ben", title="storm")
         async with FaultProxy("127.0.0.1", server.port, seed=seed) as proxy:
             yield server, proxy, conversation.id
+        await nothing_doubled(server, conversation.id)
+
+
+async def nothing_doubled(server: RealServer, conversation: str) -> None:
+    """Assert that nobody's text is in the log twice, its very end included; every text here is another."""
+    if not server.running:
+        await server.start()
+    async with Client(server.url, None, ANNA) as client:
+        # Whoever greets is told how far the log goes.
+        await client.connected(LIMIT_S)
+        handle = client.conversation(conversation)
+        async with asyncio.timeout(LIMIT_S):
+            while (info := await handle.info()).position < info.head:  # noqa: ASYNC110 - it is told of no event
+                await asyncio.sleep(0.02)
+        log = await history(client, conversation, 0)
+    counts = Counter((message.sender, str(message.content)) for message in log)
+    doubled = [message for message, count in counts.items() if count > 1]
+    assert not doubled, f"more than once in the log: {doubled}"
 
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something another process does; there is nothing to wait on but looking."""
     async with asyncio.timeout(LIMIT_S):
-        while not condition():  # noqa: ASYNC110
+        while not condition():  # noqa: ASYNC110 - as said
             await asyncio.sleep(0.01)
 
 

@@ -131,7 +131,7 @@ class Sharer:
         """Wait until what is in the store was told and handed out."""
         while await client.arrivals(await client.consumer_position("bot"), 1):  # noqa: ASYNC110 - see run
             await asyncio.sleep(LOOK_S)
-        while await client.arrivals(self.live, 1):  # noqa: ASYNC110
+        while await client.arrivals(self.live, 1):  # noqa: ASYNC110 - see run
             await asyncio.sleep(LOOK_S)
 
 

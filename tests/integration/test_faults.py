@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.client.real_server import LIMIT_S
 from tests.integration.rig import ANNA, BEN, history, stage
 from tests.rounds import Rounds
 from whimbrel import Client, Message
+from whimbrel.testing.proxy_counters import ProxyCounters
 from whimbrel.testing.schedule import (
     AnyFault,
     ChunkLoss,
@@ -24,7 +26,7 @@ from whimbrel.testing.schedule import (
     Stall,
 )
 
-FAULTS = [
+FAULTS: list[AnyFault] = [
     Latency(latency_s=0.05, jitter_s=0.04),
     LimitCapacity(bytes_per_s=4_000),
     LimitCapacity(trace="tmobile-umts-driving", offset_s=30.0),
@@ -36,6 +38,17 @@ FAULTS = [
     Refuse(),
     DropAnswer(times_max=5),
 ]
+STRUCK: dict[type[AnyFault], Callable[[ProxyCounters], float]] = {
+    Latency: lambda counters: counters.chunks_delayed_up,
+    LimitCapacity: lambda counters: counters.chunks_delayed_up,
+    Stall: lambda counters: counters.stalled_down_s,
+    HalfOpen: lambda counters: counters.bytes_swallowed_up,
+    Reset: lambda counters: counters.resets,
+    ChunkLoss: lambda counters: counters.chunks_dropped_down,
+    Refuse: lambda counters: counters.resets,
+    DropAnswer: lambda counters: counters.answers_dropped,
+}
+"""Where a fault shows that it struck: one that did not proves nothing."""
 
 
 @pytest.mark.soak
@@ -67,8 +80,11 @@ async def sent_through(fault: AnyFault, folder: Path, seed: int) -> None:
                     await asyncio.sleep(0.1 * rng.random())
 
             applied = proxy.apply(fault)
+            if isinstance(fault, Refuse):
+                proxy.reset_connections()  # those that are open it leaves alone
             pace = random.Random(seed), random.Random(seed + 1)
             await asyncio.gather(talk(anna, "anna", pace[0]), talk(ben, "ben", pace[1]))
+            assert STRUCK[type(fault)](proxy.counters) > 0
             proxy.lift(applied)
             async with asyncio.timeout(LIMIT_S):
                 assert await anna.flush() == 0
@@ -78,6 +94,19 @@ async def sent_through(fault: AnyFault, folder: Path, seed: int) -> None:
     for name in ("anna", "ben"):
         texts = [text for text in map(text_of, seen[0]) if text.startswith(name)]
         assert texts == [f"{name} {number}" for number in range(30)]
+
+
+async def test_what_is_twice_in_the_log_is_found(tmp_path: Path) -> None:
+    """Every run on a stage ends with this look; here is something to find."""
+
+    async def run() -> None:
+        async with stage(tmp_path) as (server, _, conversation), Client(server.url, None, ANNA) as anna:
+            for text in ("once", "again", "again"):
+                await anna.send(conversation, text)
+            assert await anna.flush(LIMIT_S) == 0
+
+    with pytest.raises(AssertionError, match=r"more than once in the log: \[\('anna', 'again'\)\]"):
+        await run()
 
 
 def text_of(message: Message) -> str:

@@ -189,8 +189,13 @@ async def test_what_was_handed_over_by_who_died_then_is_sent(tmp_path: Path) -> 
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", HAND_OVER_AND_DIE, str(path), conversation
             )
-            async with asyncio.timeout(LIMIT_S):
-                assert await process.wait() < 0
+            try:
+                async with asyncio.timeout(LIMIT_S):
+                    assert await process.wait() < 0
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
             assert [message.content for message in await owner.pending()] == ["of the dead"]
             async with Client(server.url, path, ANNA, key=KEY) as guest:
                 assert await guest.flush(LIMIT_S) == 0

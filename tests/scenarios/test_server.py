@@ -70,6 +70,10 @@ async def test_429(tmp_path: Path) -> None:
         await here.send(30)
         own = await here.arrived()
         assert [message.retry_count for message in own] == [0] * 30
+        first, last = own[0].delivered_at, own[-1].delivered_at
+        assert first is not None
+        assert last is not None
+        assert last - first > 0.8 * (30 - limited.rate_burst) / 20.0, "the limit did not bind"
         told = await here.told()
         assert not [status for statuses in told.values() for status in statuses if status.reason]
 

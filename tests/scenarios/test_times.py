@@ -61,6 +61,7 @@ def test_5_s_outage(rounds: Rounds) -> None:
             lived = live(*deeds, faults=(fault,), seed=seed)
             assert not [times for times in lived.times() if times.failed or times.first_retry_s is not None]
             late.append(max(times.delivered_s for times in lived.times()) - BEGIN_S - 4.5)
+            assert min(times.delivered_s for times in lived.times()) > BEGIN_S + 4.5, "there was no outage"
     rounds.figure("5 s outage: all delivered after its end", max(late), "s", target=2.0, ok=max(late) < 2.0)
     assert max(late) < 2.0
 
@@ -81,6 +82,8 @@ def test_network_back_delivering(outages_s: tuple[float, ...], rounds: Rounds) -
                 fault = PlannedFault(at_s=BEGIN_S, kind=kind, device=0, duration_s=duration_s)
                 lived = live(*deeds, faults=(fault,), duration_s=BEGIN_S + duration_s + 20, seed=seed)
                 last_s = max(times.delivered_s for times in lived.times())
+                struck = lived.world.faults["cut"] if kind == "cut" else last_s > BEGIN_S + duration_s
+                assert struck, f"{kind} for {duration_s:g} s was no outage"
                 back.append(max(last_s - BEGIN_S - duration_s, 0.0))
     target_s = 2.0 if outages_s is OUTAGES_S else c.Settings().dead_after_s + 0.5
     what = "network back to delivering" + ("" if outages_s is OUTAGES_S else ", away for under 2.5 s")
@@ -99,7 +102,9 @@ def test_retry_latency_on_average(rounds: Rounds) -> None:
             kind = "ledger_hiccup" if not duration_s else "ledger_unavailable"
             fault = PlannedFault(at_s=BEGIN_S - 0.1, kind=kind, duration_s=duration_s)
             deeds = [message(BEGIN_S + offset) for offset in (0.0, 0.3, 1.0, 1.7)]
-            for times in live(*deeds, faults=(fault,), seed=seed).times():
+            lived = live(*deeds, faults=(fault,), seed=seed)
+            assert lived.world.faults[kind]
+            for times in lived.times():
                 assert not times.failed
                 if times.first_retry_s is not None:
                     took.append(times.delivered_s - times.first_retry_s)
@@ -239,8 +244,8 @@ def test_targets_over_storms(rounds: Rounds) -> None:
         for claim in world.history.claims:
             states[claim.id].append(claim)
         for id, submission in world.history.submissions.items():
-            if submission.cancel_at_s is not None:
-                continue  # the app gave it up
+            if submission.cancel_at_s is not None or submission.expires:
+                continue  # the app gave it up, or its time was over, in a fault that is just that
             failed = [claim for claim in states[id] if claim.state is SendState.FAILED]
             counts["written"] += 1
             counts["delivered"] += any(

@@ -5,6 +5,7 @@ import pytest
 from whimbrel.testing import checker
 from whimbrel.testing.ablations import ABLATIONS
 from whimbrel.testing.report import SimResult
+from whimbrel.testing.simplan import SimPlan
 from whimbrel.testing.simulator import simulate
 
 SEEDS = 200
@@ -41,6 +42,9 @@ def test_ablation_is_caught(name: str) -> None:
         result = simulate(seed, ablation=name)
         if noticed(name, result):
             assert result.command == f"whimbrel sim --seed {seed} --ablation {name}"
+            # It is the safeguard that was missed: the same storm with it breaks nothing.
+            whole = simulate(seed, plan=ABLATIONS[name].plan(SimPlan()))
+            assert whole.ok, whole.text()
             return
     pytest.fail(f"{name}: {ABLATIONS[name].says}, and no seed below {SEEDS} shows it")
 

@@ -304,7 +304,7 @@ def test_what_is_allowed() -> None:
     history.submissions["m9"] = replace(kept, id="m9", index=9, cancel_at_s=1.0)
     history.claims.append(claim(9, SendState.CANCELLED))
     # One that expired, and one that was refused.
-    history.submissions["m10"] = replace(kept, id="m10", index=10, expires=True)
+    history.submissions["m10"] = replace(kept, id="m10", index=10, expires=True, expires_at_s=9.0)
     history.claims.append(claim(10, SendState.FAILED, reason=FailureReason.EXPIRED))
     history.submissions["m11"] = replace(kept, id="m11", index=11, refusable=True)
     history.claims.append(claim(11, SendState.FAILED, reason=FailureReason.REJECTED))
@@ -339,21 +339,6 @@ def test_who_left_need_not_see_the_end_and_may_be_refused() -> None:
     history.claims.append(replace(told, device="laptop"))
     history.turned_away.append(("laptop", "all", 5.0))
     assert checker.check(history) == []
-
-
-def test_after_a_restore_what_was_delivered_may_wait_again_and_must_arrive() -> None:
-    history = good()
-    history.restored.append(9.5)
-    history.claims.insert(3, claim(3, SendState.PENDING, at_s=10.0))
-    history.claims.insert(4, claim(3, SendState.DELIVERED, at_s=10.5))
-    history.whole["all"][2] = replace(history.whole["all"][2], at_s=EPOCH_S + 10.2)
-    # Another device is given again, under the same id, what it had of the lost history.
-    history.consumed.append(seen(3, device="laptop", at_s=11.0))
-    assert checker.check(history) == []
-    twice = claim(3, SendState.PENDING, at_s=11.0)
-    assert list(checker.no_lie(replace(history, claims=[*history.claims, twice]))) != []
-    lost(history)
-    assert list(checker.nothing_lost(history)) != []
 
 
 def test_many_violations_are_cut_short() -> None:

@@ -16,7 +16,7 @@ async def until(condition: Callable[[], bool]) -> None:
     """Wait until something is so; far beyond what it may take, give up."""
     async with asyncio.timeout(LIMIT_S):
         # What is waited for happens in sockets and in code under test, where no event tells of it.
-        while not condition():  # noqa: ASYNC110
+        while not condition():  # noqa: ASYNC110 - as said
             await asyncio.sleep(0.002)
 
 

@@ -18,6 +18,7 @@ from whimbrel.testing.proxy import FaultProxy
 from whimbrel.testing.proxy_faults import (
     AnyFault,
     ChunkLoss,
+    Direction,
     DropAnswer,
     FaultError,
     HalfOpen,
@@ -191,10 +192,10 @@ async def test_a_pipe_never_holds_more_than_its_bound(proxy: FaultProxy, echo: E
 
 
 @pytest.mark.parametrize("direction", ["up", "down", "both"])
-async def test_a_stall_holds_and_releases(proxy: FaultProxy, echo: Echo, direction: str) -> None:
+async def test_a_stall_holds_and_releases(proxy: FaultProxy, echo: Echo, direction: Direction) -> None:
     async with Client(proxy.port) as client:
         await client.echoes(b"before")
-        with proxy.during(Stall(direction=direction)):  # type: ignore[arg-type]
+        with proxy.during(Stall(direction=direction)):
             await client.send(b"during")
             await until(lambda: sum(held_bytes(proxy)) == 6)
             await turns()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from tests.rounds import Rounds
 from whimbrel import Client
 from whimbrel.testing import FAULT_KINDS, MemoryServer, Storm, StormBroke, World, storm_plan
+from whimbrel.testing.proxy_counters import ProxyCounters
 from whimbrel.testing.proxy_faults import Kill
 from whimbrel.testing.schedule import Schedule
 
@@ -94,6 +96,29 @@ def test_storms_break_nothing(tmp_path: Path, rounds: Rounds) -> None:
     for number in range(rounds.of(ci=1, soak=500)):
         seed = rounds.fresh_seed() if number else 5
         outcome(seed, tmp_path / str(seed))
+
+
+STRUCK: dict[str, Callable[[ProxyCounters], float]] = {
+    "dead_zone": lambda counters: counters.stalled_up_s + counters.stalled_down_s,
+    "cut": lambda counters: counters.resets,
+    "half_open": lambda counters: counters.bytes_swallowed_up + counters.bytes_swallowed_down,
+    "slow": lambda counters: counters.chunks_delayed_up,
+    "narrow": lambda counters: counters.chunks_delayed_up,
+    "loss": lambda counters: counters.chunks_dropped_up + counters.chunks_dropped_down,
+    "lost_answers": lambda counters: counters.answers_dropped,
+    "refused": lambda counters: min(counters.refused_windows, counters.resets),
+}
+
+
+@pytest.mark.parametrize("kind", FAULT_KINDS)
+def test_every_kind_of_fault_strikes_and_alone_breaks_nothing(kind: str, tmp_path: Path) -> None:
+    with World(seed=2, duration_s=150, faults=(kind,)) as world:
+        world.run(busy(world.server, world.storm, tmp_path))
+        if kind in STRUCK:
+            assert sum(STRUCK[kind](road.counters) for road in world.virtual_loop.network.roads) > 0
+        else:
+            who = {"server_crash": "server", "app_crash": "client:1"}[kind]
+            assert any(f"{who} killed" in line for line in world.storm.story)
 
 
 # --- the judge ---------------------------------------------------------------------------------
@@ -231,3 +256,33 @@ async def test_an_app_is_killed_where_it_stands_and_started_again(
     assert steps == ["connected", "gone", "connected"]
     assert any("client:1 killed" in line for line in storm.story)
     assert storm.witness.clients[0].user == "ann"
+
+
+async def test_an_app_that_takes_its_killing_for_the_end_of_its_work_is_started_again(storm: Storm) -> None:
+    async def app() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+
+    handle = storm.app("stubborn", app)
+    await asyncio.sleep(0)
+    await handle.kill()
+    assert not handle.running
+    handle.start()
+    assert (handle.starts, handle.running) == (2, True)
+
+
+async def test_the_judge_finds_a_client_that_lacks_the_beginning(
+    whimbrel_server: MemoryServer, storm: Storm
+) -> None:
+    async with whimbrel_server.client("ann") as ann, whimbrel_server.client("ben") as ben:
+        room = await ann.create_conversation(id="room")
+        await (await room.send("before")).delivered(10)
+        whimbrel_server.user("ben")
+        await room.add_member("ben")
+        await (await room.send("since")).delivered(10)
+        await storm.over()  # who joined later lacks nothing
+        members = whimbrel_server.ledger.state.members["room"]
+        members["ben"] = msgspec.structs.replace(members["ben"], floor=0)
+        with pytest.raises(StormBroke, match="ben does not have all of room"):
+            await storm.over()
+        assert await ben.pending() == []

@@ -170,6 +170,7 @@ class TestFaults:
             with pytest.raises(ConnectionRefusedError):
                 await connected()
             assert await said(streams, b"x") == b"x"
+        assert whimbrel_network.road().counters.refused_windows == 1
 
     async def test_a_dropped_answer_is_dropped_after_its_request(
         self, whimbrel_network: VirtualNetwork

@@ -15,17 +15,19 @@ from math import inf
 from typing import Final
 
 from whimbrel.model import FailureReason, SendState
+from whimbrel.testing.checker_seen import closed_to_others, lives_in_order, seen_by_all
 from whimbrel.testing.evidence import (
     entries_of,
+    gone_with_its_sender,
     last_claims,
     log_of,
-    membership_lost,
+    members_unknown,
     read_by,
     stays_of,
     was_outside,
     withdrawn_since,
 )
-from whimbrel.testing.history import Claim, History, Sighting, Submission
+from whimbrel.testing.history import Claim, History, Submission
 from whimbrel.testing.simclock import EPOCH_S
 
 __all__ = [
@@ -67,6 +69,7 @@ for every 5 s, after a few quick attempts. `turns` of the driver's loop: beside 
 is a link with a ping every 10 s, and at most one token that is renewed every 13 s.
 """
 RETRIES_SLACK: Final = 2
+CLOCK_SLACK_S: Final = 0.001
 SETTLED_STATES: Final = frozenset({SendState.DELIVERED, SendState.READ, SendState.CANCELLED})
 VIOLATIONS_MAX: Final = 20
 """Of each check; one bug can break a thousand things."""
@@ -92,7 +95,7 @@ def nothing_lost(history: History) -> Iterator[str]:
     for sent in history.submissions.values():
         if sent.returned_at_s is None or sent.id in entries:
             continue
-        if membership_lost(history, sent):
+        if gone_with_its_sender(history, sent):
             continue
         claim = last.get(sent.id)
         if sent.cancel_at_s is not None and claim is not None and claim.state is SendState.CANCELLED:
@@ -111,7 +114,7 @@ def nothing_lost(history: History) -> Iterator[str]:
 
 def _may_be_refused(history: History, sent: Submission, claim: Claim) -> bool:
     """It is invalid, or the server could not take it again and again, or its sender was no member."""
-    if sent.refusable or sent.id in history.poisoned or membership_lost(history, sent):
+    if sent.refusable or sent.id in history.poisoned or members_unknown(history, sent.conversation):
         return True
     return was_outside(history, history.users[sent.device], sent.conversation, sent.at_s, claim.at_s)
 
@@ -179,109 +182,25 @@ def agreed(history: History) -> Iterator[str]:
                 yield f"{conversation}: {user} is a member and cannot read it"
 
 
-def closed_to_others(history: History) -> Iterator[str]:
-    """Nobody sees an entry of a time in which it was no member, and nobody is sent away who is one."""
-    if history.restored:
-        return  # who was where in the history that was lost is not known any more
-    known: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    for sighting in (*history.live, *history.consumed):
-        user = history.users[sighting.device]
-        place = (user, sighting.conversation)
-        stays = known.get(place)
-        if stays is None:
-            stays = known[place] = stays_of(history, user, sighting.conversation)
-        if not any(first <= sighting.seq <= last for first, last in stays):
-            yield f"{sighting!r}: {user} was no member then"
-    for device, conversation, at_s in history.turned_away:
-        moves = history.moves.get(conversation, [])
-        if not any(m.user == history.users[device] and not m.joined and m.at_s <= at_s for m in moves):
-            yield f"{device} was told at {at_s:.3f} that its user is not in {conversation}: it always was"
-
-
-def seen_by_all(history: History) -> Iterator[str]:
-    """Each device's durable consumer handled all its user may see, in order; again only after a crash."""
-    handled: dict[tuple[str, str], list[Sighting]] = {}
-    for sighting in history.consumed:
-        handled.setdefault((sighting.device, sighting.conversation), []).append(sighting)
-    for device, user in history.users.items():
-        for conversation, members in history.members.items():
-            stays = stays_of(history, user, conversation)
-            seen = handled.get((device, conversation), [])
-            log = log_of(history, conversation)
-            if history.restored:
-                first = [one for one in seen if one.at_s < history.restored[0]]
-                if conversation not in history.moving:
-                    yield from _in_order(device, conversation, first, stays, None)
-                if user in members:
-                    yield from _all_seen(device, conversation, seen, stays, log)
-                continue
-            yield from _in_order(device, conversation, seen, stays, log)
-            upto = max((one.seq for one in seen), default=0)
-            if user in members and upto != len(log):
-                yield f"{device}: saw {conversation} up to {upto} of {len(log)}"
-
-
-def _all_seen(
-    device: str, conversation: str, seen: list[Sighting], stays: list[tuple[int, float]], log: list[Sighting]
-) -> Iterator[str]:
-    ids = {one.id for one in seen}
-    for entry in log:
-        if entry.seq >= stays[-1][0] and entry.id not in ids:
-            yield f"{device}: never saw {entry.id} of {conversation} (seq {entry.seq})"
-
-
-def _in_order(
-    device: str,
-    conversation: str,
-    handled: list[Sighting],
-    stays: list[tuple[int, float]],
-    log: list[Sighting] | None,
-) -> Iterator[str]:
-    joined = {first for first, _ in stays}
-    upto = 0
-    life, upto_in_life = -1, 0
-    for sighting in handled:
-        seq = sighting.seq
-        if sighting.incarnation != life:
-            life, upto_in_life = sighting.incarnation, 0
-        if seq <= upto_in_life:
-            yield f"{device}: {sighting.id} handled twice in one life (seq {seq} of {conversation})"
-        if seq > (upto_in_life or upto) + 1 and seq not in joined:
-            yield f"{device}: jumped to {seq} in {conversation}, past {upto_in_life or upto}"
-        if log is not None and (seq > len(log) or log[seq - 1].id != sighting.id):
-            yield f"{device}: seq {seq} of {conversation} was {sighting.id}, the log says another"
-        upto_in_life = seq
-        upto = max(upto, seq)
-
-
-def lives_in_order(history: History) -> Iterator[str]:
-    """Within one life of an app, events of a conversation come one after the other: no gap, none twice."""
-    upto: dict[tuple[str, int, int, str], int] = {}
-    for sighting in history.live:
-        if history.restored and sighting.at_s >= history.restored[0]:
-            return
-        seq = sighting.seq
-        key = (sighting.device, sighting.incarnation, sighting.stream, sighting.conversation)
-        before = upto.get(key)
-        if before is not None and seq != before + 1:
-            stays = stays_of(history, history.users[sighting.device], sighting.conversation)
-            if seq <= before or seq not in {first for first, _ in stays}:
-                yield f"{sighting.device}: after seq {before} of {sighting.conversation} came {seq}"
-        upto[key] = seq
-        log = log_of(history, sighting.conversation)
-        if not history.restored and (seq > len(log) or log[seq - 1].id != sighting.id):
-            yield f"{sighting!r} is not that entry of the log"
-
-
 def _is_final(claim: Claim) -> bool:
     failed = claim.state is SendState.FAILED and not claim.can_retry
     return failed or claim.state is SendState.CANCELLED
 
 
 def _taken_back(history: History, claim: Claim) -> bool:
-    """What was refused in one history may be in the log of the backup that came after it."""
+    """What was refused in one history may be in the log of the backup that came after it.
+
+    Until the device has read that, its store says what it said before.
+    """
     later = bisect_right(history.restored, claim.at_s) < len(history.restored)
-    return later or (bool(history.restored) and history.submissions[claim.id].conversation in history.moving)
+    unread = not claim.live and (history.drained_s is None or claim.at_s < history.drained_s)
+    return later or (bool(history.restored) and unread)
+
+
+def _too_early(history: History, claim: Claim) -> bool:
+    sent = history.submissions.get(claim.id)
+    waited = sent is not None and claim.at_s >= sent.expires_at_s - CLOCK_SLACK_S
+    return not waited and claim.device not in history.stepped
 
 
 def no_lie(history: History) -> Iterator[str]:
@@ -296,7 +215,9 @@ def no_lie(history: History) -> Iterator[str]:
         what = f"{claim.device} was told {claim.state} of {claim.id} at {claim.at_s:.3f}"
         if claim.state in (SendState.DELIVERED, SendState.READ):
             if entry is None:
-                if sent is None or not (membership_lost(history, sent) or withdrawn_since(history, claim)):
+                if sent is None or not (
+                    gone_with_its_sender(history, sent) or withdrawn_since(history, claim)
+                ):
                     yield f"{what}, but it is not in the log"
             elif entry.at_s - EPOCH_S > claim.at_s and not history.restored:
                 yield f"{what}, but it was committed at {entry.at_s - EPOCH_S:.3f}"
@@ -304,6 +225,8 @@ def no_lie(history: History) -> Iterator[str]:
             yield f"{what}, but it is in the log as seq {entry.seq}"
         if claim.state is SendState.CANCELLED and (sent is None or sent.cancel_at_s is None):
             yield f"{what}, but nobody cancelled it"
+        if claim.reason is FailureReason.EXPIRED and _too_early(history, claim):
+            yield f"{what}, it expired, and that was too early"
         before = settled.get(claim.id)
         if before is not None and claim.state not in (SendState.READ, before.state):
             # What was delivered to a history that was lost waits again, once for each that was lost.
@@ -317,12 +240,10 @@ def no_lie(history: History) -> Iterator[str]:
 
 def no_lie_about_reading(history: History) -> Iterator[str]:
     """`read` only when every other member had read it; nobody is said to have read more than it did."""
-    if history.restored:
-        return  # places of the lost history and of the new one cannot be told apart
     entries = entries_of(history)
     for claim in history.claims:
-        if claim.state is not SendState.READ or claim.id not in entries:
-            continue
+        if claim.state is not SendState.READ or claim.id not in entries or history.restored:
+            continue  # places of a lost history and of the new one cannot be told apart
         entry = entries[claim.id][0]
         for user in history.members[entry.conversation]:
             stays = stays_of(history, user, entry.conversation)
@@ -340,7 +261,7 @@ def no_lie_about_reading(history: History) -> Iterator[str]:
         if told.received > (positions[place - 1] if place else 0):
             upto = f"received {told.conversation} up to {told.received}"
             yield f"{device} was told {told.user} {upto}: it had not"
-        if told.seq < highest.get(key, 0):
+        if told.seq < highest.get(key, 0) and not bisect_right(history.restored, told.at_s):
             yield f"{device}: the receipt of {told.user} in {told.conversation} went back to {told.seq}"
         highest[key] = told.seq
 

@@ -1,12 +1,21 @@
 """What the judges of a simulated run look up in its history."""
 
-from bisect import bisect_right
 from math import inf
 
-from whimbrel.model import SendState
+from whimbrel.model import FailureReason, SendState
 from whimbrel.testing.history import Claim, History, Sighting, Submission
 
-__all__ = ["entries_of", "last_claims", "log_of", "read_by", "stays_of", "was_outside"]
+__all__ = [
+    "entries_of",
+    "gone_with_its_sender",
+    "last_claims",
+    "log_of",
+    "members_unknown",
+    "read_by",
+    "stays_of",
+    "was_outside",
+    "withdrawn_since",
+]
 
 
 def log_of(history: History, conversation: str) -> list[Sighting]:
@@ -70,13 +79,24 @@ def read_by(history: History, user: str, conversation: str, at_s: float) -> int:
 
 
 def withdrawn_since(history: History, claim: Claim) -> bool:
-    """A delivered message that a restored server lacks waits again, and may then be withdrawn."""
+    """A delivered message that a restored server lacks waits again, and may then be withdrawn.
+
+    Or refused, where its sender may have come or gone in the history that was lost. What was on its way to
+    the app when the server was restored is told after that; `no_lie` counts how often anything is undone.
+    """
     sent = history.submissions[claim.id]
-    restored_since = bisect_right(history.restored, claim.at_s) < len(history.restored)
     last = last_claims(history)[claim.id]
-    return restored_since and sent.cancel_at_s is not None and last.state is SendState.CANCELLED
+    if last.reason is FailureReason.REJECTED:
+        return members_unknown(history, sent.conversation)
+    return bool(history.restored) and sent.cancel_at_s is not None and last.state is SendState.CANCELLED
 
 
-def membership_lost(history: History, sent: Submission) -> bool:
-    """In a history that was lost its sender may have come or gone, and it was refused there, or is now."""
-    return bool(history.restored) and sent.conversation in history.moving
+def members_unknown(history: History, conversation: str) -> bool:
+    """In a history that was lost somebody may have come or gone: who was where is not known any more."""
+    return bool(history.restored) and conversation in history.moving
+
+
+def gone_with_its_sender(history: History, sent: Submission) -> bool:
+    """It was in a history that was lost, and its sender is not there any more to offer it again."""
+    user = history.users[sent.device]
+    return members_unknown(history, sent.conversation) and user not in history.members[sent.conversation]

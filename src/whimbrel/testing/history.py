@@ -9,6 +9,7 @@ consumer handled is not.
 """
 
 from dataclasses import dataclass, field
+from math import inf
 
 from whimbrel.model import FailureReason, SendState
 
@@ -31,6 +32,8 @@ class Submission:
     cancel_at_s: float | None = None
     """When the app asked to withdraw it."""
     expires: bool = False
+    expires_at_s: float = inf
+    """Before that it may not be given up, unless the device's clock was set."""
     refusable: bool = False
     """The server finds it invalid."""
     blocks: bool = False
@@ -159,6 +162,8 @@ class History:
     """Messages that the server could not take, again and again."""
     retry_budget: tuple[float, float] = (100.0, 10.0)
     """Retries at once, and a second, that the settings of the devices allow."""
+    stepped: set[str] = field(default_factory=set)
+    """Devices whose clock on the wall was set."""
     restored: list[float] = field(default_factory=list)
     """When the server's ledger was put back to an old backup."""
     faults_ended_s: float = 0.0

@@ -155,7 +155,7 @@ class MemoryServer:
         config = configured(ServeSettings(data=Path(self._made_folder())), running.gate)
 
         def serve_connection() -> Any:
-            return config.http_protocol_class(  # type: ignore[call-arg]
+            return config.http_protocol_class(  # type: ignore[call-arg]  # typed as asyncio.Protocol
                 config=config, server_state=running.connections, app_state={}
             )
 

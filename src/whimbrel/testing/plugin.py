@@ -193,7 +193,7 @@ def pytest_fixture_setup(
     """While pytest-asyncio makes the runner of a test in virtual time, a new loop is a virtual one."""
     if fixturedef.argname != _RUNNER or not _in_virtual_time(request):
         return (yield)
-    from whimbrel.testing.virtualtime import VirtualLoop  # noqa: PLC0415
+    from whimbrel.testing.virtualtime import VirtualLoop  # noqa: PLC0415 - as for the world
 
     before = asyncio.events.new_event_loop
     asyncio.events.new_event_loop = VirtualLoop

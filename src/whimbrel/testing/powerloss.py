@@ -247,7 +247,7 @@ class Disk:
     def _error(kind: str) -> apsw.Error:
         error_type, extended = _ERRORS[kind]
         error = error_type(f"simulated: {kind}")
-        error.extendedresult = extended  # type: ignore[attr-defined]
+        error.extendedresult = extended  # type: ignore[attr-defined]  # as on a real one
         return error
 
     def step(self, what: str) -> None:
@@ -349,7 +349,7 @@ class _Vfs(apsw.VFS):
         self.vfs_name = name
         super().__init__(name, "unix")
 
-    def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
+    def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:  # noqa: N802 - apsw's name
         if name is None:
             return apsw.VFSFile("unix", name, flags)
         return Handle(self._disk, name, flags)
@@ -358,7 +358,7 @@ class _Vfs(apsw.VFS):
         """Called with an error that SQLite has no use for: nobody else has either."""
         return True
 
-    def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802
+    def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802 - apsw's name
         self._disk.delete(Path(filename).name)
         super().xDelete(filename, False)
         if syncdir:
@@ -389,24 +389,24 @@ class Handle(apsw.VFSFile):
             super().xWrite(data, at)
         self.file.pending.append((at, data))
 
-    def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
+    def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802 - apsw's name
         with self._disk.lock:
             self._disk.check("read", self.boot)
             return super().xRead(amount, offset)
 
-    def xWrite(self, data: Any, offset: int) -> None:  # noqa: N802
+    def xWrite(self, data: Any, offset: int) -> None:  # noqa: N802 - apsw's name
         self._disk.write(self, offset, bytes(data))
 
-    def xTruncate(self, newsize: int) -> None:  # noqa: N802
+    def xTruncate(self, newsize: int) -> None:  # noqa: N802 - apsw's name
         self._disk.truncate(self, newsize)
 
-    def xSync(self, flags: int) -> None:  # noqa: N802
+    def xSync(self, flags: int) -> None:  # noqa: N802 - apsw's name
         self._disk.sync(self)
         if self._sync_folder:
             self._disk.folder_synced()
             self._sync_folder = False
 
-    def xLock(self, level: int) -> None:  # noqa: N802
+    def xLock(self, level: int) -> None:  # noqa: N802 - apsw's name
         if not self._disk.off:  # locks are memory, not disk
             self._disk.check("lock", self.boot)
         super().xLock(level)

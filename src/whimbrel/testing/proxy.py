@@ -29,6 +29,8 @@ from typing import Final, Literal, Self
 
 from whimbrel.testing.proxy_counters import ProxyCounters, Tally, WayName
 from whimbrel.testing.proxy_faults import (
+    FAULTS_MAX,
+    WAYS,
     AnyFault,
     ChunkLoss,
     Direction,
@@ -54,16 +56,9 @@ from whimbrel.testing.traces import Trace
 __all__ = ["AppliedFault", "FaultProxy", "ProxyCounters"]
 
 LINKS_MAX_DEFAULT: Final = 1024
-FAULTS_MAX: Final = 256
 SOCKET_BUFFER_BYTES_DEFAULT: Final = 256 * 1024
 BACKLOG: Final = 128
 ACCEPT_RETRY_S: Final = 0.1
-
-_WAYS: Final[dict[Direction, tuple[WayName, ...]]] = {
-    "up": ("up",),
-    "down": ("down",),
-    "both": ("up", "down"),
-}
 
 
 class AppliedFault:
@@ -81,7 +76,7 @@ class AppliedFault:
     @property
     def capacity_ways(self) -> tuple[WayName, ...]:
         """The directions whose capacity it limits."""
-        return _WAYS[self.fault.direction] if isinstance(self.fault, LimitCapacity) else ()
+        return WAYS[self.fault.direction] if isinstance(self.fault, LimitCapacity) else ()
 
     def capacity(self, name: WayName) -> Capacity:
         """The capacity it leaves to one of these directions; a trace goes on from where it is by now."""
@@ -199,7 +194,7 @@ class FaultProxy:
         now = asyncio.get_running_loop().time()
         traces: dict[WayName, Trace] = {}
         if isinstance(fault, LimitCapacity) and fault.trace is not None:
-            traces = {name: fault.load_trace(name) for name in _WAYS[fault.direction]}
+            traces = {name: fault.load_trace(name) for name in WAYS[fault.direction]}
         applied = AppliedFault(fault, now, traces)
         self._applied.append(applied)
         self._begin(applied)
@@ -240,7 +235,7 @@ class FaultProxy:
                 self._reset_now(applied)
             case HalfOpen(direction=direction):
                 for link in self._links:
-                    for name in _WAYS[direction]:
+                    for name in WAYS[direction]:
                         link.kill(name)
             case LimitCapacity(direction=direction):
                 self._set_capacity(direction)
@@ -288,7 +283,7 @@ class FaultProxy:
 
     def _set_capacity(self, direction: Direction) -> None:
         now = asyncio.get_running_loop().time()
-        for name in _WAYS[direction]:
+        for name in WAYS[direction]:
             capacities = [
                 applied.capacity(name) for applied in self._applied if name in applied.capacity_ways
             ]
@@ -411,5 +406,5 @@ class FaultProxy:
 
 def _concerns(fault: AnyFault, name: Literal["up", "down"]) -> bool:
     if isinstance(fault, Latency | LimitCapacity | Stall | HalfOpen | ChunkLoss):
-        return name in _WAYS[fault.direction]
+        return name in WAYS[fault.direction]
     return False

@@ -14,9 +14,12 @@ from typing import Final, Literal
 import msgspec
 
 from whimbrel.errors import InvalidArgument
+from whimbrel.testing.proxy_counters import WayName
 from whimbrel.testing.traces import Trace, TraceError
 
 __all__ = [
+    "FAULTS_MAX",
+    "WAYS",
     "AnyFault",
     "ChunkLoss",
     "Direction",
@@ -33,7 +36,13 @@ __all__ = [
 ]
 
 Direction = Literal["up", "down", "both"]
-
+WAYS: Final[dict[Direction, tuple[WayName, ...]]] = {
+    "up": ("up",),
+    "down": ("down",),
+    "both": ("up", "down"),
+}
+FAULTS_MAX: Final = 256
+"""On at once, on one proxy or road."""
 TIME_S_MAX: Final = 7 * 24 * 3600.0
 RESET_EVERY_S_MIN: Final = 0.001
 

@@ -76,6 +76,9 @@ class Weather(Protocol):
     def calm(self) -> None:
         """End every fault."""
 
+    def reset_connections(self) -> int:
+        """Reset every connection; how many that were."""
+
     @property
     def present_fault(self) -> str:
         """What is wrong just now, in a few words for a person."""

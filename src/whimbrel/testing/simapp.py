@@ -10,6 +10,7 @@ a crash between the two brings the entry again.
 
 import random
 from collections import deque
+from math import inf
 from typing import Final, Protocol
 
 import msgspec
@@ -161,6 +162,7 @@ class App:
             body=body,
             at_s=self.clock.now_s,
             expires=deed.expires_in_s is not None,
+            expires_at_s=self.clock.now_s + (inf if deed.expires_in_s is None else deed.expires_in_s),
             refusable=bool(deed.invalid),
             blocks=deed.invalid == "block",
             times=0,

@@ -224,6 +224,7 @@ class Faults:
                 return
             client.disk.slow_s = 20 * fault.duration_s  # it dies before that is written
             if expires:
+                self.world.history.stepped.add(client.name)
                 client.skew_s += 2 * EXPIRES_S  # all that can expire does, until the clock is right again
                 client.command(Connect())
             else:
@@ -258,6 +259,7 @@ class Faults:
         client = self.clients[fault.device]
         self.count(fault.kind)
         large = abs(fault.size) > 0.5
+        self.world.history.stepped.add(client.name)
         client.skew_s += fault.size * (TEN_YEARS_S if large else SMALL_STEP_S)
 
     def _commit_unsure(self, fault: PlannedFault) -> None:

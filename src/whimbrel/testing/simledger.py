@@ -89,9 +89,14 @@ class LedgerDisk:
         self.backups.append(self.memory.state.copy())
         return len(self.backups) - 1
 
-    def restore(self, backup: int) -> None:
-        """Put a copy back; whoever opens it next does not know."""
-        self.ledger = self.open(self.backups[backup].copy())
+    def restore(self, backup: int, *, tell: bool) -> None:
+        """Put a copy back, and (`tell`) begin a new history; else whoever opens it next does not know."""
+        ledger = self.open(self.backups[backup].copy())
+        if tell:
+            ledger.disk = None  # what cannot be read is read again, until it can
+            ledger.begin_new_history()
+            ledger.disk = self
+        self.ledger = ledger
 
     def refuse_by_chance(self) -> None:
         """Raise, perhaps: a read failed."""

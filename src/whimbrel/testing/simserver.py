@@ -193,10 +193,8 @@ class Server:
         """
         self.crash(down_s, reset=True)
         self.world.note("server", "restored", backup)
-        self.disk.restore(backup)
+        self.disk.restore(backup, tell=tell)
         self.world.history.restored.append(self.clock.now_s)
-        if tell:
-            self.disk.memory.begin_new_history()
 
     def _authenticate(self, token: str) -> Identity:
         identity = self._tokens.get(token)

@@ -13,7 +13,7 @@ command of a failing seed repeats it to the last step.
 What it is built of: `simclock` (time), `simnet` and `simlane` (paths and connections), `simdisk` and
 `simledger` (what is durable), `simclient` and `simsignin` (the client's driver), `simapp`, `simserver`,
 `simplan` and `simstory` (the story), `simfaults` (what goes wrong), `simwatch` (bounds), `simworld` (all of
-them together), `simrecord` (the evidence), `checker` (the judges), `ablations`.
+them together), `simrecord` (the evidence), `checker` and `checker_seen` (the judges), `ablations`.
 """
 
 from __future__ import annotations

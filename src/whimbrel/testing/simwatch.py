@@ -21,8 +21,11 @@ __all__ = ["Watch"]
 LOOK_EVERY: Final = 16
 """Commits between two looks at what is kept."""
 SLACK_S: Final = 0.1
-REPEATED_MAX: Final = 15
-"""So often a number may go out again before its time: its refusal was overtaken by that of another copy."""
+REPEATED_MAX: Final = 30
+"""So often a number may go out again before its time: its refusal was overtaken by that of another copy.
+
+On a link of some seconds, a refusal or two of each pause is. Who pauses for nothing comes to 70 in a storm.
+"""
 
 
 class Watch:

@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from whimbrel.testing.memoryserver import MemoryServer
-from whimbrel.testing.proxy_faults import HalfOpen, Kill
+from whimbrel.testing.proxy_faults import HalfOpen, Kill, Refuse
 from whimbrel.testing.schedule import FaultChange, ProcessAction, Schedule, Weather, run_schedule
 from whimbrel.testing.stormplan import FAULT_KINDS, storm_plan
 from whimbrel.testing.virtualnet import PatchyNetwork, VirtualNetwork
@@ -53,6 +53,8 @@ class App:
         self._run = run
         self._network = network
         self._task: asyncio.Future[Any] | None = None
+        self._killed = False
+        """However its function took the cancellation."""
 
     def __repr__(self) -> str:
         return f"<App {self.name} {'running' if self.running else 'down'} starts={self.starts}>"
@@ -71,8 +73,11 @@ class App:
 
     def start(self) -> None:
         """Start it, or start it again. Nothing if it runs, or ended by itself."""
-        if self._task is not None and not self._task.cancelled():
+        if self._task is not None and not self._killed:
             return
+        if self.failure is not None:
+            return
+        self._killed = False
         self.starts += 1
         with self._network.on(self.name) if self._network is not None else contextlib.nullcontext():
             self._task = asyncio.ensure_future(self._run())
@@ -82,6 +87,7 @@ class App:
         task = self._task
         if task is None or task.done():
             return
+        self._killed = True
         with contextlib.ExitStack() as silence:
             if self._network is not None:
                 road = self._network.road(self.name)
@@ -241,6 +247,8 @@ class Storm:
     def _told(self, change: FaultChange) -> None:
         if isinstance(change.fault, Kill):
             return  # told when it was carried out
+        if change.began and isinstance(change.fault, Refuse):
+            self._weather.reset_connections()  # whoever is connected would not notice
         what = "begins" if change.began else "ends"
         where = f" {self._weather.struck}" if isinstance(self._weather, PatchyNetwork) else ""
         self._tell(f"{change.fault.describe()} {what}{where}")

@@ -247,6 +247,7 @@ class PatchyNetwork:
         self._roads: dict[AppliedFault, Road] = {}
         self.struck = ""
         """Where the last fault struck, in words."""
+        self._struck: Road | None = None
 
     @property
     def present_fault(self) -> str:
@@ -260,9 +261,9 @@ class PatchyNetwork:
         """Begin a fault, somewhere."""
         road = self._rng.choice(self.network.roads or (self.network.road(),))
         if self._rng.random() < 0.4:
-            self.struck = "everywhere"
+            self.struck, self._struck = "everywhere", None
             return self.network.apply(fault)
-        self.struck = f"on {_named(road)}"
+        self.struck, self._struck = f"on {_named(road)}", road
         applied = road.apply(fault)
         self._roads[applied] = road
         return applied
@@ -276,6 +277,10 @@ class PatchyNetwork:
         else:
             self.struck = "everywhere"
             self.network.lift(applied)
+
+    def reset_connections(self) -> int:
+        """Reset every connection where the last fault struck."""
+        return (self.network if self._struck is None else self._struck).reset_connections()
 
     def calm(self) -> None:
         """End every fault everywhere."""

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Final
 from whimbrel.testing.proxy import AppliedFault
 from whimbrel.testing.proxy_counters import ProxyCounters, Tally, WayName
 from whimbrel.testing.proxy_faults import (
+    FAULTS_MAX,
+    WAYS,
     AnyFault,
     ChunkLoss,
     Direction,
@@ -37,15 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["Road"]
 
 CONNECTIONS_MAX: Final = 10_000
-FAULTS_MAX: Final = 256
 CONNECT_S_MAX: Final = 127.0
 """How long a connection that nobody answers is tried, as systems do."""
-
-_WAYS: Final[dict[Direction, tuple[WayName, ...]]] = {
-    "up": ("up",),
-    "down": ("down",),
-    "both": ("up", "down"),
-}
 
 
 class Road:
@@ -106,14 +101,16 @@ class Road:
             raise ValueError(f"{FAULTS_MAX} faults are on, no more are allowed")
         traces = {}
         if isinstance(fault, LimitCapacity) and fault.trace is not None:
-            traces = {name: fault.load_trace(name) for name in _WAYS[fault.direction]}
+            traces = {name: fault.load_trace(name) for name in WAYS[fault.direction]}
         applied = AppliedFault(fault, self.loop.time(), traces)
+        if isinstance(fault, Refuse) and not any(isinstance(on.fault, Refuse) for on in self._applied):
+            self.tally.refused_windows += 1
         self._applied.append(applied)
         if isinstance(fault, Reset):
             self._reset_now(applied)
         elif isinstance(fault, HalfOpen):
             for wire in [*self._wires.values()]:
-                for name in _WAYS[fault.direction]:
+                for name in WAYS[fault.direction]:
                     wire.kill(name)
         self._settle()
         return applied
@@ -250,4 +247,4 @@ def _gone(wire: Wire) -> bool:
 
 def _concerns(fault: AnyFault, name: WayName) -> bool:
     direction: Direction = getattr(fault, "direction", "both")
-    return name in _WAYS[direction]
+    return name in WAYS[direction]

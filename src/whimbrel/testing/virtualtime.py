@@ -217,7 +217,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             for name, function in before.items():
                 setattr(time, name, function)
 
-    def run_until_complete(self, future: Awaitable[T]) -> T:  # type: ignore[override]
+    def run_until_complete(self, future: Awaitable[T]) -> T:  # type: ignore[override]  # less than a real loop takes
         """Run until it is done. Raises ``NothingHappens`` or ``TimeRanOut`` if it never would be."""
         __tracebackhide__ = True
         main: asyncio.Future[T] = asyncio.ensure_future(future, loop=self)
@@ -240,7 +240,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     # --- threads -------------------------------------------------------------------------------
 
-    def run_in_executor(  # type: ignore[override]
+    def run_in_executor(  # type: ignore[override]  # less than a real loop takes
         self, executor: concurrent.futures.Executor | None, func: Callable[..., T], *args: Any
     ) -> asyncio.Future[T]:
         """Run it on a thread; time stands still until it is done."""
@@ -336,7 +336,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     # --- the network ---------------------------------------------------------------------------
 
-    async def create_connection(  # type: ignore[override]
+    async def create_connection(  # type: ignore[override]  # less than a real loop takes
         self,
         protocol_factory: Callable[[], asyncio.BaseProtocol],
         host: str | None = None,
@@ -351,7 +351,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             raise RuntimeError("in virtual time there are no real sockets and no TLS: mark it real_time")
         return await self.network.connect(protocol_factory, host, port)
 
-    async def create_server(  # type: ignore[override]
+    async def create_server(  # type: ignore[override]  # less than a real loop takes
         self,
         protocol_factory: Callable[[], asyncio.BaseProtocol],
         host: Any = None,

@@ -62,7 +62,7 @@ class World:
         self._server: MemoryServer | None = None
         self._proxy: FaultProxy | None = None
         self._storm: Storm | None = None
-        self._chance: object = None
+        self._chance: tuple[Any, ...] = ()
 
     def __repr__(self) -> str:
         return f"<World {self.seed} in {'virtual' if self.virtual else 'real'} time>"
@@ -83,7 +83,7 @@ class World:
         try:
             self.run(self._close())
         finally:
-            random.setstate(self._chance)  # type: ignore[arg-type]
+            random.setstate(self._chance)
             if self._own_runner is not None:
                 self._own_runner.close()
                 self._own_runner = self._runner = None
