@@ -413,3 +413,55 @@ def test_the_limit_of_attempts_holds_where_nothing_answers() -> None:
     rig.run(120)
     assert len(rig.opens) == 5
     assert rig.state == LinkState.STOPPED
+
+
+def test_a_welcome_that_was_held_up_measures_nothing() -> None:
+    """A hello sent into a silence is answered when that is over: the way is as short as before."""
+    rig = Rig()
+    link = rig.connect()
+    rig.link.closed(link, UNREACHABLE, rig.now)
+    rig.drain()
+    held_up = rig.opens[-1][1]
+    assert rig.link.opened(held_up, rig.now)
+    rig.now += 9.0
+    assert rig.link.welcomed(held_up, rig.now, 0.0)
+    rig.drain()
+    assert rig.link.heartbeat.deadline_s == rig.settings.dead_after_s
+    assert rig.pings[-1][0] == rig.now, "it is measured again, at once"
+    rig.now += 0.02
+    rig.pong()
+    # The next loss is answered as fast as the first: an attempt a moment, not one in half a minute.
+    rig.link.closed(held_up, UNREACHABLE, rig.now)
+    rig.drain()
+    began_s, before = rig.now, len(rig.opens)
+    rig.run(5.0)
+    assert len(rig.opens) - before >= 5.0 / rig.settings.probe_fast_s - 2, (began_s, rig.opens[before:])
+
+
+def test_an_answer_that_was_held_up_measures_nothing() -> None:
+    rig = Rig()
+    rig.connect()
+    rig.link.sent(rig.now)
+    rig.run(2 * rig.settings.dead_after_s)
+    assert rig.state == LinkState.SUSPECT
+    held_up = rig.pings[-1][1]
+    assert rig.link.active is not None
+    rig.link.alive(rig.link.active, rig.now)
+    rig.link.pong(held_up, rig.now)
+    rig.drain()
+    assert rig.link.transitions["suspect", "answered"] == 1
+    assert rig.pings[-1] == (rig.now, held_up + 1), "it is measured again, at once"
+    rig.now += 0.02
+    rig.pong()
+    assert rig.link.rtt.srtt is not None
+    assert rig.link.rtt.srtt < 0.1
+    assert rig.link.heartbeat.deadline_s < 2 * rig.settings.dead_after_s
+
+
+def test_before_anything_was_measured_a_fresh_attempt_is_made_often() -> None:
+    rig = Rig()
+    rig.link.start(rig.now, signed_in=True)
+    rig.drain()
+    rig.run(5.0)
+    times = [at for at, _ in rig.opens]
+    assert max(later - earlier for earlier, later in itertools.pairwise(times)) <= 0.5 + 1e-9

@@ -95,6 +95,16 @@ STORMS = {
     "as they come": SimPlan(),
     "bursts and strangers": SimPlan(burst_share=1.0, tight_share=0.0, moves_share=1.0),
     "signed out": SimPlan(fault_kinds=("half_open", "held_down", "token_dead", "token_expired"), messages=30),
+    "signed out in doubt": SimPlan(
+        fault_kinds=("unanswered", "half_open", "token_dead", "token_expired", "stall", "held_up"),
+        faults=30,
+        messages=30,
+    ),
+    "ended in doubt": SimPlan(
+        fault_kinds=("unanswered", "half_open", "token_dead", "token_dead", *["commit_failed"] * 3),
+        faults=50,
+        messages=60,
+    ),
     "given up": SimPlan(fault_kinds=("crash_giving_up", "server_slow"), tight_share=1.0, early_share=0.5),
     "hard to digest": SimPlan(
         fault_kinds=("poison", "poison", "duplicated", "clock_stepped", "ledger_hiccup"),

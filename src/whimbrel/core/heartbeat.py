@@ -79,9 +79,12 @@ class Heartbeat:
             self._ping_at = None
             self.factor = max(1.0, self.factor * _FACTOR_DECAY)
 
-    def answered_late(self) -> None:
+    def answered_late(self, now: float) -> None:
         """What was taken for dead answered: this network needs more time."""
         self.factor = min(self.factor * 2, _FACTOR_MAX)
+        # What held the answer up is over, or is not: a new ping tells how long the way is, the old one how
+        # long the silence was. Taken for a round trip, that would hide the next silence for as long.
+        self.ping(now)
 
     def take(self) -> list[int]:
         """Pings to send now."""

@@ -28,6 +28,10 @@ from whimbrel.core.linkstate import PROBING, PUBLIC, TRANSITIONS, LinkState
 from whimbrel.model import ConnectionState, Quality
 
 _PATIENCE_S = 3.0
+_FRESH_S = 0.5
+"""What a fresh attempt gets while no round trip was measured; an older one beside it may take longer."""
+_ROUND_TRIPS = 5
+"""What opening takes at most: TCP, TLS, the upgrade, and something to spare."""
 _SETTLED_S = 60.0
 """A link that stood this long was not fought over."""
 _EXPLICIT = frozenset({429, 502, 503, 504})
@@ -188,8 +192,10 @@ class LinkMachine:
         attempt = self._find(link)
         if attempt is None or self.state not in (S.CONNECTING, S.RECONNECTING):
             return False
-        if attempt.greeted_at is not None:
-            self.rtt.sample(now - attempt.greeted_at)
+        took_s = 0.0 if attempt.greeted_at is None else now - attempt.greeted_at
+        late = self.rtt.srtt is not None and took_s > self.heartbeat.deadline_s
+        if attempt.greeted_at is not None and not late:
+            self.rtt.sample(took_s)
         self._attempts.remove(attempt)
         for other in list(self._attempts):
             self._drop(other, "another link won")
@@ -204,6 +210,8 @@ class LinkMachine:
         self._goodbye = None
         self._not_before = self._welcomed_at = now
         self.heartbeat.begin(now)
+        if late:  # a silence that is over says nothing of the way: ask again
+            self.heartbeat.ping(now)
         return True
 
     def alive(self, link: int, now: float) -> None:
@@ -212,7 +220,7 @@ class LinkMachine:
             return
         self.heartbeat.heard(now)
         if self.state is S.SUSPECT:
-            self.heartbeat.answered_late()
+            self.heartbeat.answered_late(now)
             self._step("answered")
             for attempt in list(self._attempts):
                 self._drop(attempt, "the old link answered")
@@ -358,9 +366,10 @@ class LinkMachine:
 
     def _fresh_s(self) -> float:
         """How long a fresh attempt gets before a fresher one takes its place."""
-        if self.rtt.srtt is None:
-            return 1.0
-        return max(self._settings.probe_fast_s, 3 * self.rtt.srtt + 4 * self.rtt.rttvar)
+        least_s = self.rtt.least_s
+        if least_s is None:
+            return _FRESH_S
+        return max(self._settings.probe_fast_s, _ROUND_TRIPS * least_s)
 
     def _probe(self, now: float) -> None:
         for attempt in list(self._attempts):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from whimbrel.core.contract import Settings
 from whimbrel.model import Quality
 
+_RECENT = 8
 _HYSTERESIS = 1.2
 """A level is left only when the round trip is a fifth beyond its border."""
 
@@ -12,15 +15,22 @@ _HYSTERESIS = 1.2
 class RoundTrip:
     """The measured round trip (after RFC 6298, section 2): smoothed value and variation, in seconds."""
 
-    __slots__ = ("_level", "rttvar", "srtt")
+    __slots__ = ("_level", "_recent", "rttvar", "srtt")
 
     def __init__(self) -> None:
         self.srtt: float | None = None
         self.rttvar = 0.0
+        self._recent: deque[float] = deque(maxlen=_RECENT)
         self._level = Quality.OFFLINE
+
+    @property
+    def least_s(self) -> float | None:
+        """The shortest of the last measurements: what the way takes when nothing holds an answer up."""
+        return min(self._recent, default=None)
 
     def sample(self, rtt: float) -> None:
         """Take one measurement in."""
+        self._recent.append(rtt)
         if self.srtt is None:
             self.srtt, self.rttvar = rtt, rtt / 2
         else:
