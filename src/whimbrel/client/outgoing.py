@@ -6,9 +6,9 @@ limits are those of ``protocol``.
 
 from __future__ import annotations
 
-import base64
 import math
 import os
+import time
 from typing import Any
 
 import msgspec
@@ -16,17 +16,19 @@ import msgspec
 from whimbrel import protocol as p
 from whimbrel.core.contract import SendMessage
 from whimbrel.errors import InvalidArgument, TooLarge
-from whimbrel.model import Content, Role
+from whimbrel.model import Content, Role, base32, new_key
 
 ROLE_CHARS_MAX = 32
 _WIRE_BYTES_MAX = p.FRAME_BYTES_MAX * 3 // 4
 """What a server takes of one message, with room for what goes around it."""
+_SURELY_FITS_BYTES = (_WIRE_BYTES_MAX - 6 * p.METADATA_BYTES_MAX) // 6 - 6 * 1024
+"""A body that fits whatever it is made of, and whatever goes with it."""
 _ON_REJECT = ("skip", "block")
 
 
 def random_name() -> str:
-    """128 random bits as 26 lowercase characters: a key, or the id of a conversation or call."""
-    return base64.b32encode(os.urandom(16)).decode().rstrip("=").lower()
+    """128 random bits as 26 lowercase characters: the id of a conversation or call."""
+    return base32(os.urandom(16))
 
 
 def checked_text(what: str, value: str, chars_max: int, *, empty: bool = False) -> str:
@@ -69,7 +71,7 @@ def outgoing(
         raise TooLarge(f"the content is {size_bytes} bytes encoded, at most {p.BODY_BYTES_MAX}")
     command = SendMessage(
         conversation=conversation,
-        key=random_name() if key is None else checked_text("key", key, p.KEY_CHARS_MAX),
+        key=new_key(time.time()) if key is None else checked_text("key", key, p.KEY_CHARS_MAX),
         format=format,
         body=body,
         role=checked_text("role", str(role), ROLE_CHARS_MAX),
@@ -79,8 +81,7 @@ def outgoing(
         expires_in_s=expires_in,
     )
     # Control characters take six bytes each on the wire: what cannot pass must not be queued.
-    wire_bytes = len(p.encode(command))
-    if wire_bytes > _WIRE_BYTES_MAX:
+    if size_bytes > _SURELY_FITS_BYTES and (wire_bytes := len(p.encode(command))) > _WIRE_BYTES_MAX:
         raise TooLarge(f"the message is {wire_bytes} bytes on the wire, at most {_WIRE_BYTES_MAX}")
     return command
 
