@@ -21,12 +21,12 @@ import logging
 import time
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from whimbrel import protocol as p
-from whimbrel.client.futures import Submitted, Watchers, fail, refused, settle
+from whimbrel.client.futures import Places, Submitted, Watchers, fail, refused, settle
 from whimbrel.client.links import Link, LinkListener, Links
 from whimbrel.client.mending import Mending
 from whimbrel.client.role import DURABLE, ClientStore, beginning
@@ -74,12 +74,12 @@ class Driver:
         *,
         open_link: Callable[[int, LinkListener], Link],
         refresh: Callable[[], Awaitable[SetToken | TokenFailed]],
-        publish: Callable[[Event], None],
+        publish: Callable[[Sequence[Event]], None],
         on_end: Callable[[ClientClosed | None], None],
         stir: Callable[[], None],
         handed: list[TakeHandoff],
     ) -> None:
-        """``publish`` gets every event once its changes are on disk; it must not raise or block.
+        """``publish`` gets all events, in order, once their changes are on disk; it must not raise or block.
 
         ``stir``: who waits for news should look again. ``on_end`` is called once, when the loop has
         ended: with an error if a bug ended it. ``handed`` waits since the engine was loaded.
@@ -96,7 +96,7 @@ class Driver:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="whimbrel-writer")
         # inputs
         self._commands: deque[Submitted] = deque()
-        self._places = asyncio.Semaphore(COMMANDS_MAX)
+        self._places = Places(COMMANDS_MAX)
         self._links = Links(open_link, self._wake.set)
         self.mending = Mending(self._wake.set)
         self.taking = Taking(store, self._writer, self._wake.set, self.mending.met)
@@ -131,9 +131,12 @@ class Driver:
 
         A caller that is cancelled takes its command back if it was not fed yet; otherwise it stands.
         """
-        async with self._places:
+        await self._places.take()
+        try:
             self.check_running()
             return await self._queue(command)
+        finally:
+            self._places.leave()
 
     def post(self, command: Command, *, droppable: bool = False) -> None:
         """Feed a command nobody waits for; a ``droppable`` one only while fewer than ``COMMANDS_MAX`` do."""
@@ -394,8 +397,8 @@ class Driver:
 
     def _hand_out(self) -> None:
         events = self.engine.events()
-        for event in events:
-            self._publish(event)
+        if events:
+            self._publish(events)
         for answered in self.engine.answers():
             future = self._calls.get(answered.id)
             if future is not None and not future.done():

@@ -70,15 +70,15 @@ class EventStream:
         self._queue.clear()
         self.end(None)
 
-    def put(self, event: Event) -> None:
-        """Append an event, or note that it was lost."""
+    def put(self, *events: Event) -> None:
+        """Append events, or note that they were lost."""
         if self._ended or self._lost:
             return
-        if len(self._queue) >= self._limit:
+        room = self._limit - len(self._queue)
+        self._queue.extend(events if len(events) <= room else events[:room])
+        if len(events) > room:
             self._lost = True
             self._hub.remove(self)
-            return
-        self._queue.append(event)
         self._arrived.set()
 
     def end(self, error: ClientClosed | None) -> None:
@@ -114,10 +114,10 @@ class EventHub:
         """Send nothing more to it."""
         self._streams.discard(stream)
 
-    def publish(self, event: Event) -> None:
-        """Give an event to everyone who listens."""
+    def publish(self, *events: Event) -> None:
+        """Give events to everyone who listens."""
         for stream in list(self._streams):
-            stream.put(event)
+            stream.put(*events)
 
     def end(self, error: ClientClosed | None) -> None:
         """End every stream."""

@@ -77,6 +77,37 @@ class Watchers:
             fail(future, error)
 
 
+class Places:
+    """So many at once, and who comes first has one first."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def take(self) -> None:
+        """Take a place, as soon as there is one."""
+        if self._free > 0:
+            self._free -= 1
+            return
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(mine)
+        try:
+            await mine
+        except asyncio.CancelledError:
+            if mine.done() and not mine.cancelled():
+                self.leave()  # it was given the place already
+            raise
+
+    def leave(self) -> None:
+        """Give the place to who has waited longest."""
+        while self._waiting:
+            next_one = self._waiting.popleft()
+            if not next_one.done():
+                next_one.set_result(None)
+                return
+        self._free += 1
+
+
 class Turns:
     """One at a time under each name; bounded by how many ask at once."""
 

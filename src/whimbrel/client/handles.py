@@ -7,10 +7,21 @@ anybody holds one. There is one per message and client at a time, so what one pl
 from __future__ import annotations
 
 import asyncio
+import weakref
 from typing import Protocol
 
-from whimbrel.errors import DeliveryFailed, DeliveryPending, NotFound
-from whimbrel.model import Explanation, FailureReason, Message, SendState, SendStatus
+from whimbrel.errors import DeliveryFailed, DeliveryPending, NotFound, StoreCorrupt
+from whimbrel.model import (
+    Event,
+    Explanation,
+    FailureReason,
+    Message,
+    MessageChanged,
+    MessageReceived,
+    SendState,
+    SendStatus,
+    StoreRebuilt,
+)
 
 _WORDS = {
     SendState.CANCELLED: "cancelled",
@@ -49,6 +60,8 @@ class SentMessage:
         self._conversation = conversation
         self._status = status
         self._changed: list[asyncio.Future[None]] = []
+        self._delivered: Message | None = None
+        """As it was told when it took its place; for those who were waiting for that."""
 
     def __repr__(self) -> str:
         return f"<SentMessage {self._id} in {self._conversation} {self.status.state}>"
@@ -83,17 +96,11 @@ class SentMessage:
         Raises ``DeliveryFailed`` if it was cancelled, expired or refused for good, ``ClientClosed``
         if the client is closed meanwhile.
         """
+        if timeout is None:
+            return await self._wait()
         try:
             async with asyncio.timeout(timeout):
-                while True:
-                    changed = self._watch()
-                    try:
-                        message = await self._settled()
-                        if message is not None:
-                            return message
-                        await changed
-                    finally:
-                        self._unwatch(changed)
+                return await self._wait()
         except TimeoutError:
             raise DeliveryPending(f"message {self._id} is not delivered yet") from None
 
@@ -111,6 +118,19 @@ class SentMessage:
         Watch ``status``: it may be delivered all the same if it was on its way.
         """
         await self._client.cancel(self._id)
+
+    async def _wait(self) -> Message:
+        while True:
+            changed = self._watch()
+            try:
+                message = await self._settled()
+                if message is not None:
+                    return message
+                await changed
+                if self._delivered is not None:
+                    return self._delivered
+            finally:
+                self._unwatch(changed)
 
     async def _settled(self) -> Message | None:
         """The delivered message, None while it is on its way. Raises if it will never be."""
@@ -141,6 +161,11 @@ class SentMessage:
             if not future.done():
                 future.set_result(None)
 
+    def placed(self, message: Message) -> None:
+        """It has its place in the log, durably; called after ``note``."""
+        if self._changed:
+            self._delivered = message
+
     def fail(self, error: BaseException) -> None:
         """Who waits for it gets this error."""
         for future in self._changed:
@@ -154,5 +179,50 @@ class SentMessage:
 
     def _unwatch(self, future: asyncio.Future[None]) -> None:
         self._changed.remove(future)
+        if not self._changed:
+            self._delivered = None  # whoever asks later may learn more from the store
         if future.done() and not future.cancelled():
             future.exception()
+
+
+class Handles:
+    """The handles that somebody holds, by message; what happens is noted in them."""
+
+    def __init__(self, client: MessageAccess) -> None:
+        self._client = client
+        self._handles: weakref.WeakValueDictionary[str, SentMessage] = weakref.WeakValueDictionary()
+
+    def __repr__(self) -> str:
+        return f"<Handles of {len(self._handles)} messages>"
+
+    def find(self, id: str) -> SentMessage | None:
+        """The handle of a message, if there is one."""
+        return self._handles.get(id)
+
+    def make(self, id: str, key: str, conversation: str, status: SendStatus) -> SentMessage:
+        """A handle for a message that has none."""
+        handle = SentMessage(self._client, id=id, key=key, conversation=conversation, status=status)
+        self._handles[id] = handle
+        return handle
+
+    def note(self, event: Event) -> None:
+        """Something happened."""
+        match event:
+            case MessageReceived(message=message) if message.status is not None:
+                handle = self._handles.get(message.id)
+                if handle is not None:
+                    handle.placed(message)
+            case MessageChanged(id=id, status=status):
+                handle = self._handles.get(id)
+                if handle is not None:
+                    handle.note(status)
+            case StoreRebuilt(lost=lost):
+                for id in set(self._handles) & {one.id for one in lost}:
+                    self._handles[id].fail(StoreCorrupt("the message was lost with a damaged store"))
+            case _:
+                pass
+
+    def fail(self, error: BaseException) -> None:
+        """Who waits for any of them gets this error."""
+        for handle in list(self._handles.values()):
+            handle.fail(error)

@@ -110,6 +110,11 @@ class Host:
 
     # --- telling -------------------------------------------------------------------------------
 
+    @property
+    def guests(self) -> int:
+        """How many are here."""
+        return len(self._guests)
+
     def publish(self, event: Event) -> None:
         """Tell everybody what happened."""
         if not self._guests:

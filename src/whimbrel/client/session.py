@@ -15,8 +15,7 @@ import logging
 import random
 import ssl
 import time
-import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -28,7 +27,7 @@ from whimbrel.client.driver import Driver
 from whimbrel.client.events import EventHub
 from whimbrel.client.futures import Turns
 from whimbrel.client.guest import Guest
-from whimbrel.client.handles import MessageAccess, SentMessage
+from whimbrel.client.handles import Handles, MessageAccess, SentMessage
 from whimbrel.client.http import HttpApi
 from whimbrel.client.mending import Rebuilds
 from whimbrel.client.role import ClientStore, Role, RolePassed, beginning
@@ -51,16 +50,15 @@ from whimbrel.model import (
     ConnectionState,
     Event,
     Explanation,
-    MessageChanged,
     MessageReceived,
     SendState,
     SendStatus,
-    StoreRebuilt,
     message_id,
 )
 from whimbrel.store.handoff import Limits
 
 READERS = 2
+_PENDING = SendStatus(state=SendState.PENDING)
 
 logger = logging.getLogger("whimbrel")
 T = TypeVar("T")
@@ -83,16 +81,15 @@ class Session:
         """It has no role yet."""
         self.store = store
         self.hub = EventHub()
-        self.rebuilds = Rebuilds(store, readers, self._published, lambda: self.hub.listening)
+        self.rebuilds = Rebuilds(store, readers, self._tell, lambda: self.hub.listening)
         self.role: Role
-        self._face = face
         self._readers = readers
         self._address = address
         self._tls = tls
         self._settings = settings
         self._credentials = credentials
         self._api = HttpApi(address, tls=tls)
-        self._handles: weakref.WeakValueDictionary[str, SentMessage] = weakref.WeakValueDictionary()
+        self._handles = Handles(face)
         self.consumers = Consumers()
         self._keys = Turns()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -163,7 +160,7 @@ class Session:
                 messages_max=self._settings.outbox_messages_max, bytes_max=self._settings.outbox_bytes_max
             ),
             credentials=named,
-            publish=self._published,
+            publish=self._tell,
             promote=self._promoted,
             on_end=self._ended,
         )
@@ -193,7 +190,7 @@ class Session:
             store,
             open_link=lambda number, listener: WebSocketLink(number, self._address, listener, tls=self._tls),
             refresh=tokens.fresh,
-            publish=self._published,
+            publish=self._publish,
             on_end=self._ended,
             stir=role.stir,
             handed=handed,
@@ -363,9 +360,12 @@ class Session:
 
     async def send(self, command: SendMessage) -> SentMessage:
         """Queue a message under a key that cannot have been used before."""
-        id = await self.submit(command)
+        role = self.role
+        # The role of a guest may pass meanwhile, this one does not; every message goes this way.
+        sending = role.driver.submit(command) if isinstance(role, Syncing) else self.submit(command)
+        id = await sending
         assert id is not None
-        return self.handle(id, command.key, command.conversation, SendStatus(state=SendState.PENDING))
+        return self.handle(id, command.key, command.conversation, _PENDING)
 
     async def send_once(self, command: SendMessage) -> SentMessage:
         """Queue a message under the app's own key, unless it is there already. Raises ``KeyReused``.
@@ -397,11 +397,10 @@ class Session:
 
     def handle(self, id: str, key: str, conversation: str, status: SendStatus | None) -> SentMessage:
         """The one handle of a message; ``status`` is what a new one begins with."""
-        handle = self._handles.get(id)
+        handle = self._handles.find(id)
         if handle is None:
             status = status or SendStatus(state=SendState.SENT)
-            handle = SentMessage(self._face, id=id, key=key, conversation=conversation, status=status)
-            self._handles[id] = handle
+            handle = self._handles.make(id, key, conversation, status)
             self.role.follow(id, status)
         return handle
 
@@ -411,31 +410,31 @@ class Session:
         """Be the only one that reads as this consumer. Raises ``StoreInUse`` if another program does."""
         await self.consumers.claim(name, lambda: self.read(lambda: self.store.claim_consumer(name)))
 
-    def _published(self, event: Event) -> None:
-        match event:
-            case MessageChanged(id=id, status=status):
-                handle = self._handles.get(id)
-                if handle is not None:
-                    handle.note(status)
-            case MessageReceived():
-                self.consumers.wake()
-            case ConnectionChanged(state=state):
-                logger.debug("connection: %s", state)
-            case StoreRebuilt(lost=lost):
-                for id in set(self._handles) & {one.id for one in lost}:
-                    self._handles[id].fail(StoreCorrupt("the message was lost with a damaged store"))
-            case AuthChanged(ok=False):
-                logger.warning("signed out: sign in again")
-            case _:
-                pass
-        self.hub.publish(event)
+    def _tell(self, event: Event) -> None:
+        self._publish((event,))
+
+    def _publish(self, events: Sequence[Event]) -> None:
+        arrived = False
+        for event in events:
+            self._handles.note(event)
+            match event:
+                case MessageReceived():
+                    arrived = True
+                case ConnectionChanged(state=state):
+                    logger.debug("connection: %s", state)
+                case AuthChanged(ok=False):
+                    logger.warning("signed out: sign in again")
+                case _:
+                    pass
+        if arrived:
+            self.consumers.wake()
+        self.hub.publish(*events)
         if isinstance(self.role, Syncing):
-            self.role.publish(event)
+            self.role.publish(events)
 
     def _ended(self, error: ClientClosed | None) -> None:
         """The role has ended; with an error if a bug did it."""
-        for handle in list(self._handles.values()):
-            handle.fail(self.role.closed_error())
+        self._handles.fail(self.role.closed_error())
         self.consumers.end(error)
         self.hub.end(error)
 

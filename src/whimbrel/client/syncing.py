@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from whimbrel import protocol as p
@@ -69,10 +69,13 @@ class Syncing:
 
     # --- for guests ----------------------------------------------------------------------------
 
-    def publish(self, event: Event) -> None:
+    def publish(self, events: Sequence[Event]) -> None:
         """Tell guests what the app is told, but for the link going down because this client closes."""
-        if self._host is not None and not (self._closing and isinstance(event, ConnectionChanged)):
-            self._host.publish(event)
+        if self._host is None or not self._host.guests:
+            return
+        for event in events:
+            if not (self._closing and isinstance(event, ConnectionChanged)):
+                self._host.publish(event)
 
     def stir(self) -> None:
         """Have guests look again."""

@@ -56,7 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ping_every_s: float = 10.0
     ping_idle_after_s: float = 60.0
     """A link on which nothing but pings passed this long is pinged every ``ping_idle_s``: it saves power."""
-    ping_idle_s: float = 20.0
+    ping_idle_s: float = 25.0
     measure_every_s: float = 2.0
     """While data flows, a ping goes with it this often, so that the measured round trip is of now."""
     dead_after_s: float = 2.5
@@ -89,7 +89,7 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
 # --- what the store keeps ----------------------------------------------------------------------
 
 
-class MessageRow(msgspec.Struct, kw_only=True):
+class MessageRow(msgspec.Struct, kw_only=True, gc=False):
     """One log entry or own message. The part below the line is updated in place (``OutboxUpdate``)."""
 
     id: str
@@ -133,8 +133,8 @@ class MessageRow(msgspec.Struct, kw_only=True):
         return f"<MessageRow {self.id} in {self.conversation} state={self.state} seq={self.seq}>"
 
 
-class OutboxUpdate(msgspec.Struct, frozen=True, kw_only=True):
-    """The new mutable part of an own message; every field is written."""
+class OutboxUpdate(msgspec.Struct, kw_only=True, gc=False):
+    """The new mutable part of an own message; every field is written. Not changed once it is taken."""
 
     id: str
     stream: int
@@ -152,8 +152,11 @@ class OutboxUpdate(msgspec.Struct, frozen=True, kw_only=True):
     delivered_at: float | None
 
 
-class ConversationRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One conversation: what the timeline knows, and the counters of its outbox."""
+class ConversationRow(msgspec.Struct, kw_only=True, gc=False):
+    """One conversation: what the timeline knows, and the counters of its outbox.
+
+    Only the timeline changes its own, in place; what it gives away are copies.
+    """
 
     id: str
     title: str = ""

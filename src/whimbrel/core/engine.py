@@ -33,6 +33,9 @@ from whimbrel.core.tokens import Tokens
 from whimbrel.errors import InvalidArgument, NotFound, QueueFull, StoreUnavailable
 from whimbrel.model import SendState
 
+_OF_THE_LINK = frozenset({p.Welcome, p.Error, p.Goaway})
+"""Items that open or close a link, or may."""
+
 
 class Engine:
     """One device's engine; see the module and ``core.contract``."""
@@ -163,7 +166,7 @@ class Engine:
         self.outbox.queue(command.conversation, log.row.stream, log.row.last_n)
         self._staging.entry(self.outbox.add(row))
         self._staging.changes.messages[id] = msgspec.structs.replace(row)
-        self.timeline.change(log, last_n=row.n)
+        self.timeline.numbered(log, row.n)
         return id
 
     def _take_handoff(self, handoff: c.TakeHandoff, now: float) -> None:
@@ -215,6 +218,9 @@ class Engine:
     def receive(self, link: int, item: p.ServerItem | p.Unknown, now: float) -> None:
         """Take in one item of the server. Of a link that is not active, only what opens or closes it."""
         self.link.alive(link, now)
+        if link == self.link.active and type(item) not in _OF_THE_LINK:
+            self._take_in(self.items.receive, item, now)
+            return
         match item:
             case p.Welcome(device=device) if device != self.device:
                 if self.link.knows(link):  # the token is of another device: only signing in again helps
@@ -232,11 +238,10 @@ class Engine:
                 if link == self.link.active:
                     self.link.goaway(link, item.reconnect_in_s, now, item.reason)
                     self._link_lost()
-            case _:
-                if link != self.link.active:
-                    self.counts["stale"] += 1
-                    return
+            case _ if link == self.link.active:
                 self._take_in(self.items.receive, item, now)
+            case _:
+                self.counts["stale"] += 1
 
     def _take_in(
         self, handle: Callable[[Any, float], None], item: p.ServerItem | p.Unknown, now: float
@@ -251,7 +256,8 @@ class Engine:
             self._history_replaced(now)
         if self.outbox.displaced and self.items.synced:
             self._offer_again()
-        self._stage_counters()
+        if self.outbox.renumbered:
+            self._stage_counters()
         if self.outbox.token_refused:
             self.outbox.token_refused = False
             self._token_refused(now)
@@ -300,10 +306,6 @@ class Engine:
 
     def _on_applied(self, row: c.MessageRow, told: bool) -> None:
         """The timeline put an entry in its place; ``told``: the app knows it from a history before this."""
-        updates = self._staging.changes.updates
-        update = updates.get(row.id)
-        if update is not None:  # it is written after the row, and must know the place too
-            updates[row.id] = msgspec.structs.replace(update, seq=row.seq, arrival=row.arrival)
         if row.kind == "member":
             self.items.applied_member(row)
         if not told:
@@ -338,8 +340,7 @@ class Engine:
                     self._staging.tell(told)
                 update = self._staging.changes.updates.get(row.id)
                 if update is not None:
-                    update = msgspec.structs.replace(update, stream=row.stream, n=row.n)
-                    self._staging.changes.updates[row.id] = update
+                    update.stream, update.n = row.stream, row.n
         for entry in entries:
             self.outbox.made_durable(entry)
         self.timeline.made_durable(changes.conversations.values())

@@ -15,10 +15,11 @@ from whimbrel import protocol as p
 from whimbrel.core.calls import Calls
 from whimbrel.core.contract import MessageRow
 from whimbrel.core.link import LinkMachine
+from whimbrel.core.log import row_of
 from whimbrel.core.outbox import Outbox
 from whimbrel.core.rows import conversation_of
 from whimbrel.core.staging import Staging
-from whimbrel.core.timeline import Timeline, row_of
+from whimbrel.core.timeline import Timeline
 
 
 class Items:

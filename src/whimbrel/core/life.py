@@ -6,8 +6,6 @@ offline while there is no link, a delivered one as read by the receipts.
 
 from __future__ import annotations
 
-from collections import Counter
-
 import msgspec
 
 from whimbrel import protocol as p
@@ -67,6 +65,12 @@ TRANSITIONS: dict[SendState, dict[str, SendState]] = {
 }
 """The life of a message. A pair that is not here does not happen: it would be our own mistake."""
 
+_DEFAULTS = {
+    field.default: field.default
+    for field in msgspec.structs.fields(p.Send)
+    if field.name in ("format", "alg", "role", "on_reject")
+}
+"""A default is left out of the frame if it is the very object that the item knows."""
 _OVERHEAD_BYTES = 200
 _ASK_MAX = 100
 WIRED = frozenset({S.SENDING, S.SENT})
@@ -100,10 +104,11 @@ class Entry:
         self.sent_at = 0.0
         self.resume_at: float | None = None
         self.delivered_before = 0
-        self.counts: Counter[FailureReason] = Counter(
-            attempt.reason for attempt in row.attempts[len(row.attempts) - row.retry_count :]
-        )
-        """Failed attempts of this round, by reason"""
+        self.counts: dict[FailureReason, int] = {}
+        """Failed attempts of this round, by reason."""
+        if row.retry_count:
+            for attempt in row.attempts[len(row.attempts) - row.retry_count :]:
+                self.counts[attempt.reason] = self.counts.get(attempt.reason, 0) + 1
 
     @property
     def size(self) -> int:
@@ -219,11 +224,11 @@ def item_of(row: MessageRow) -> p.Send | p.Void:
         n=row.n,
         key=row.key or "",
         body=row.body,
-        format=row.format,
-        alg=row.alg,
-        role=row.role,
+        format=_DEFAULTS.get(row.format, row.format),
+        alg=_DEFAULTS.get(row.alg, row.alg),
+        role=_DEFAULTS.get(row.role, row.role),
         metadata=msgspec.json.decode(row.metadata) if row.metadata else None,
         reply_to=row.reply_to,
         sent_at=row.sent_at,
-        on_reject=row.on_reject,
+        on_reject=_DEFAULTS.get(row.on_reject, row.on_reject),
     )

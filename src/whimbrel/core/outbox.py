@@ -381,7 +381,7 @@ class Outbox:
     def _step(self, entry: Entry, event: str) -> None:
         before = entry.row.state or S.PENDING
         entry.row.state = TRANSITIONS[before][event]
-        self.transitions[before.value, event] += 1
+        self.transitions[before, event] += 1
 
     def _void_refused(self, queue: Queue, entry: Entry, consequence: Consequence, until: float) -> None:
         if consequence is Consequence.REJECT:

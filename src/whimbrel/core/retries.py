@@ -34,7 +34,7 @@ class RetryPolicy:
         row.reason = reason
         row.retry_count += 1
         row.last_retry_at = self._sources.wall()
-        entry.counts[reason] += 1
+        entry.counts[reason] = entry.counts.get(reason, 0) + 1
         self.note(entry, reason, text)
         allowed = retries_allowed(reason, settings)
         if entry.counts[reason] > allowed or row.retry_count > settings.retries_max:

@@ -20,6 +20,7 @@ from whimbrel.model import (
 from whimbrel.protocol import decode_content
 
 _ROLES = {role.value: role for role in Role}
+_PLAIN = {state: SendStatus(state=state) for state in SendState}
 _DEFAULTS = Settings()
 
 
@@ -51,7 +52,7 @@ def status_of(row: MessageRow, *, read: bool = False, settings: Settings = _DEFA
         return SendStatus(state=state, reason=row.reason, can_retry=row.can_retry)
     if state is SendState.DELIVERED and (read or row.read_at is not None):
         state = SendState.READ
-    return SendStatus(state=state, reason=row.reason)
+    return _PLAIN[state] if row.reason is None else SendStatus(state=state, reason=row.reason)
 
 
 def message_of(row: MessageRow, *, status: SendStatus | None = None, user: str = "") -> Message:

@@ -21,6 +21,7 @@ import msgspec
 
 from whimbrel import protocol as p
 from whimbrel.core.contract import Changes, ConversationRow, MessageRow, Settings, Snapshot
+from whimbrel.core.log import Log
 
 _PAGE_SLOW_S, _PAGE_FAST_S = 2.0, 0.5
 _PAGE_MIN = 10
@@ -28,60 +29,6 @@ _PAGE_MIN = 10
 
 class HistoryChangedTooSoon(Exception):
     """A new epoch came while places of the old one were not written yet: come again on a new link."""
-
-
-class Log:
-    """One conversation as this device knows it."""
-
-    __slots__ = (
-        "buffer",
-        "durable",
-        "fetch_at",
-        "fetch_failures",
-        "fetching",
-        "receipts",
-        "row",
-        "told_link",
-        "told_read",
-        "told_received",
-    )
-
-    def __init__(self, row: ConversationRow) -> None:
-        self.row = row
-        self.durable = row
-        """The row as it is on disk: what receipts rest on."""
-        self.receipts = {name: (received, read) for name, received, read in row.receipts}
-        """Of the others; in the row once gathered."""
-        self.buffer: dict[int, MessageRow] = {}
-        """Entries beyond a gap, by seq."""
-        self.fetching: int | None = None
-        """The link on which a page was asked for."""
-        self.fetch_at = 0.0
-        """While fetching: when to give the answer up; else: not before."""
-        self.fetch_failures = 0
-        self.told_link: int | None = None
-        self.told_received = 0
-        self.told_read = 0
-        """The receipts last told, and on which link."""
-
-
-def row_of(event: p.Event) -> MessageRow:
-    """The row of a log entry that came from the server."""
-    return MessageRow(
-        id=event.id,
-        conversation=event.conversation,
-        kind=event.kind,
-        sender=event.sender,
-        role=event.role,
-        format=event.format,
-        body=event.body,
-        alg=event.alg,
-        metadata=None if event.metadata is None else msgspec.json.encode(event.metadata).decode(),
-        reply_to=event.reply_to,
-        sent_at=event.sent_at,
-        seq=event.seq,
-        delivered_at=event.at or None,
-    )
 
 
 class Timeline:
@@ -116,6 +63,8 @@ class Timeline:
         self.untold: dict[str, Log] = {}
         """Logs of which the server may not know how far we are."""
         self._told_of: dict[str, Log] = {}
+        self._changed: dict[str, Log] = {}
+        """Logs whose row must be written."""
         self._fetches = 0
         self._page = settings.page
         self._receipts_at: dict[str, float] = {}
@@ -139,7 +88,7 @@ class Timeline:
         log = self.logs.get(conversation)
         if log is None:
             log = self.logs[conversation] = Log(ConversationRow(id=conversation))
-            self._changes().conversations[conversation] = log.row
+            self._changed[conversation] = log
         return log
 
     def made_durable(self, rows: Iterable[ConversationRow]) -> None:
@@ -152,16 +101,21 @@ class Timeline:
         if "members" in fields:
             self._count_readers(log, fields)
             return
-        log.row = msgspec.structs.replace(log.row, **fields)
-        self._changes().conversations[log.row.id] = log.row
-        self._note(log)
+        for name, value in fields.items():
+            setattr(log.row, name, value)
+        self._touch(log)
+
+    def numbered(self, log: Log, n: int) -> None:
+        """An own message got this number: it is the last one, and must never be given again."""
+        log.row.last_n = n
+        self._touch(log)
 
     # --- what comes from the server ----------------------------------------------------------
 
     def head(self, head: p.Head) -> bool:
         """The server tells how far a log goes, and what else may be new; True if anything was."""
         log = self.log(head.conversation)
-        before = log.row
+        before = log.revision
         self._epoch(log, head.epoch)
         fields: dict[str, object] = {}
         if head.title is not None and head.title != log.row.title:
@@ -177,7 +131,7 @@ class Timeline:
         for user, received, read in head.receipts:
             self.receipt(log, user, received, read)
         self._floor(log, head.floor)
-        return log.row is not before
+        return log.revision != before
 
     def event(self, event: p.Event) -> None:
         """One log entry, pushed or from a page."""
@@ -249,14 +203,17 @@ class Timeline:
         return True
 
     def gather(self) -> None:
-        """Put what was merged in memory into the rows that are about to be written."""
-        if not self._told_of:
-            return
-        for log in self._told_of.values():
-            self.change(
-                log, receipts=tuple((name, got, seen) for name, (got, seen) in sorted(log.receipts.items()))
-            )
-        self._told_of.clear()
+        """Give what changed to the ``Changes`` that are about to be written."""
+        if self._told_of:
+            for log in self._told_of.values():
+                receipts = tuple((name, got, seen) for name, (got, seen) in sorted(log.receipts.items()))
+                self.change(log, receipts=receipts)
+            self._told_of.clear()
+        if self._changed:
+            conversations = self._changes().conversations
+            for id, log in self._changed.items():
+                conversations[id] = msgspec.structs.replace(log.row)
+            self._changed.clear()
 
     # --- what the engine sends ---------------------------------------------------------------
 
@@ -338,6 +295,12 @@ class Timeline:
         return min(due) if due else None
 
     # --- inside ------------------------------------------------------------------------------
+
+    def _touch(self, log: Log) -> None:
+        """Its row changed: have it written, once for all changes until the next commit."""
+        log.revision += 1
+        self._changed[log.row.id] = log
+        self._note(log)
 
     def _note(self, log: Log) -> None:
         row = log.row
@@ -428,14 +391,22 @@ class Timeline:
             self.arrival += 1
             row.arrival = self.arrival
         self.counts["applied"] += 1
-        self._changes().messages[row.id] = msgspec.structs.replace(row)
-        self.change(log, position=seq, head=max(log.row.head, seq))
+        changes = self._changes()
+        update = changes.updates.get(row.id)
+        if update is not None:  # written after the row, it says all that is new of it
+            update.seq, update.arrival = row.seq, row.arrival
+        else:
+            changes.messages[row.id] = msgspec.structs.replace(row) if row.own else row
+        log.row.position = seq
+        log.row.head = max(log.row.head, seq)
+        self._touch(log)
         self._on_applied(row, told)
 
     def _count_readers(self, log: Log, fields: dict[str, object]) -> None:
         """Members changed: what all who are left have read stays read, whoever comes later."""
         before = self._read_by_all(log)
-        log.row = msgspec.structs.replace(log.row, **fields)
+        for name, value in fields.items():
+            setattr(log.row, name, value)
         after = self._read_by_all(log)
         if after > before:
             self._changes().reads[log.row.id] = (after, self._wall())

@@ -27,6 +27,12 @@ def shortened(item: p.ClientItem, numbers_max: int) -> p.ClientItem:
 
     Names are kept while something waits, and come back with the answer: a megabyte of them would, too.
     """
+    if (
+        isinstance(item, p.Send)
+        and len(item.conversation) <= p.ID_CHARS_MAX
+        and len(item.key) <= p.KEY_CHARS_MAX
+    ):
+        return item  # nearly all
     if isinstance(item, p.Status):
         item = msgspec.structs.replace(item, numbers=item.numbers[:numbers_max])
     elif isinstance(item, p.Call) and len(item.id) > CALL_ID_CHARS_MAX:
@@ -79,7 +85,8 @@ class Admission:
         if hole is not None and send.n > hole[0] and now < hole[1] + self._settings.hole_kept_s:
             wait_s = max(hole[1] - now, self._settings.rate_retry_s_min)
         else:
-            session.holes.pop(stream, None)
+            if hole is not None:
+                del session.holes[stream]
             wait_s = self.charge(user, now)
             if not wait_s:
                 return None

@@ -33,6 +33,7 @@ Callback: TypeAlias = Callable[[Outcome], None]
 """Called once, when an operation is settled or refused; must not raise."""
 Asked: TypeAlias = p.Send | p.Void | p.Status | p.Compare | p.Call
 
+_NUMBERED = (p.Send, p.Void)
 _LIST_WEIGHT = 250
 _RECEIPTS_MIN = 100
 """So many receipts find room in every batch: a flood of messages does not hold them up for ever."""
@@ -53,14 +54,17 @@ class _Entry:
         self.session = session
         self.item = item
         self.callback = callback
-        sized = operation.send if isinstance(operation, Append) else item
-        self.size_bytes = 0 if sized is None else _size_of(sized)
+        if type(operation) is Append:
+            self.size_bytes = len(operation.send.body)
+        else:
+            self.size_bytes = 0 if item is None else _size_of(item)
         self.weight = 1 + self.size_bytes // 1024
         """What it counts for of all that its link may have waiting."""
-        if isinstance(item, p.Status):
-            self.weight += len(item.numbers)  # every number is looked up
-        elif isinstance(item, p.Compare) or (isinstance(item, p.Call) and item.op == "list"):
-            self.weight += _LIST_WEIGHT  # a small question with a large answer
+        if operation is None:
+            if isinstance(item, p.Status):
+                self.weight += len(item.numbers)  # every number is looked up
+            else:
+                self.weight += _LIST_WEIGHT  # a small question with a large answer: a list, all heads
 
 
 def _size_of(item: Asked) -> int:
@@ -176,7 +180,7 @@ class Batches:
     ) -> None:
         if entry.operation is None or outcome is None:
             self._answer_question(entry)
-        elif isinstance(entry.item, p.Send | p.Void):
+        elif isinstance(entry.item, _NUMBERED):
             asker = self._answer(entry, outcome, told)
             self._fanout.publish(entry.operation, outcome, asker, now)
         else:
@@ -230,7 +234,7 @@ class Batches:
         if isinstance(item, p.Call):
             self._tell(session, o.answer_of(item.id, outcome))
             return None
-        if isinstance(item, p.Status | p.Compare):
+        if not isinstance(item, _NUMBERED):
             return None
         if isinstance(outcome, Ahead):
             stream = (session.link, item.conversation, item.stream)

@@ -150,7 +150,9 @@ class Hub:
         if session is None or session.closing is not None or self._shutdown_spread_s is not None:
             return
         session.heard_at = now
-        if isinstance(item, p.Unknown):
+        if isinstance(item, p.Send) and session.identity is not None:
+            self._request(session, session.identity, item, now)  # most of what comes
+        elif isinstance(item, p.Unknown):
             session.unknown_items += 1
         elif isinstance(item, p.Ping):
             session.pong(p.Pong(id=item.id, sync=self._fanout.sync_now(session) if session.live else None))
@@ -380,12 +382,10 @@ class Hub:
     def _request(self, session: Session, identity: Identity, item: p.ClientItem, now: float) -> None:
         item = shortened(item, self._settings.status_numbers_max)
         if isinstance(item, p.Send):
-            rejected = self._admission.check(session, identity.user, item, now)
-            if rejected is not None:
+            if rejected := self._admission.check(session, identity.user, item, now):
                 self._tell(session, rejected)
-            else:
-                append = Append(user=identity.user, device=identity.device, send=item)
-                self._batches.ask(session, item, append)
+                return
+            self._batches.ask(session, item, Append(user=identity.user, device=identity.device, send=item))
         elif isinstance(item, p.Void):
             if rejected := self._admission.check_void(identity.user, item, now):
                 self._tell(session, rejected)

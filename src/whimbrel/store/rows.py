@@ -6,6 +6,7 @@ unknown kind, from a newer version, are read as what an app can show.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -28,14 +29,32 @@ _CONVERSATION = ConversationRow.__struct_fields__
 MESSAGE_COLUMNS = ", ".join(_MESSAGE)
 CONVERSATION_COLUMNS = ", ".join(f'"{name}"' for name in _CONVERSATION)
 
-INSERT_MESSAGE = (
-    f"INSERT INTO messages ({MESSAGE_COLUMNS}) VALUES ({', '.join('?' * len(_MESSAGE))})"  # noqa: S608 - our own names
-    " ON CONFLICT (id) DO UPDATE SET seq = excluded.seq, arrival = coalesce(arrival, excluded.arrival),"
-    " delivered_at = excluded.delivered_at, void = excluded.void,"
-    " state = CASE WHEN excluded.state IS NULL AND own THEN 'delivered' ELSE excluded.state END"
-)
-_UPDATED = [name for name in OutboxUpdate.__struct_fields__ if name != "id"]
-UPDATE_MESSAGE = f"UPDATE messages SET {', '.join(f'{name} = ?' for name in _UPDATED)} WHERE id = ?"  # noqa: S608 - our own names
+_UPDATE = OutboxUpdate.__struct_fields__
+
+
+@cache
+def insert_messages(count: int) -> str:
+    """The statement that writes so many messages."""
+    row = f"({', '.join('?' * len(_MESSAGE))})"
+    return (
+        f"INSERT INTO messages ({MESSAGE_COLUMNS}) VALUES {', '.join([row] * count)}"  # noqa: S608 - constants
+        " ON CONFLICT (id) DO UPDATE SET seq = excluded.seq, arrival = coalesce(arrival, excluded.arrival),"
+        " delivered_at = excluded.delivered_at, void = excluded.void,"
+        " state = CASE WHEN excluded.state IS NULL AND own THEN 'delivered' ELSE excluded.state END"
+    )
+
+
+@cache
+def update_messages(count: int) -> str:
+    """The statement that updates so many messages."""
+    row = f"({', '.join('?' * len(_UPDATE))})"
+    new = [f"{name} = column{place}" for place, name in enumerate(_UPDATE, 1) if name != "id"]
+    return (
+        f"UPDATE messages SET {', '.join(new)} FROM (VALUES {', '.join([row] * count)})"  # noqa: S608 - constants
+        " WHERE id = column1"
+    )
+
+
 PUT_CONVERSATION = (
     f"INSERT OR REPLACE INTO conversations ({CONVERSATION_COLUMNS})"  # noqa: S608 - our own names
     f" VALUES ({', '.join('?' * len(_CONVERSATION))})"
@@ -43,7 +62,7 @@ PUT_CONVERSATION = (
 
 
 def message_values(row: MessageRow) -> tuple[Any, ...]:
-    """The values of ``INSERT_MESSAGE``, in the order of the columns."""
+    """The values of one row of ``insert_messages``, in the order of the columns."""
     return (
         row.id,
         row.conversation,
@@ -78,8 +97,9 @@ def message_values(row: MessageRow) -> tuple[Any, ...]:
 
 
 def update_values(update: OutboxUpdate) -> tuple[Any, ...]:
-    """The values of ``UPDATE_MESSAGE``, in the order of its columns, the id last."""
+    """The values of one row of ``update_messages``, in the order of the fields."""
     return (
+        update.id,
         update.stream,
         update.n,
         update.state,
@@ -93,7 +113,6 @@ def update_values(update: OutboxUpdate) -> tuple[Any, ...]:
         update.seq,
         update.arrival,
         update.delivered_at,
-        update.id,
     )
 
 

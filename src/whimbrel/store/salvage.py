@@ -35,10 +35,10 @@ from whimbrel.store.device import new_device_id
 from whimbrel.store.merge import displaced, waiting
 from whimbrel.store.pages import Damaged, Pages, Row
 from whimbrel.store.rows import (
-    INSERT_MESSAGE,
     PUT_CONVERSATION,
     conversation_row,
     conversation_values,
+    insert_messages,
     message_row,
     message_values,
 )
@@ -403,7 +403,7 @@ def _put_messages(db: apsw.Connection, found: Found, stream: int) -> int:
         elif row.own or row.arrival is not None:
             row.n = row.n if row.stream else len(out) + 1
             out.append(row)
-    db.executemany(INSERT_MESSAGE, map(message_values, out))
+    db.executemany(insert_messages(1), map(message_values, out))
     conversations = [
         msgspec.structs.replace(
             found.conversations.get(id) or ConversationRow(id=id),

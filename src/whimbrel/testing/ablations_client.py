@@ -14,8 +14,9 @@ from whimbrel.core.contract import Changes, MessageRow
 from whimbrel.core.engine import Engine
 from whimbrel.core.life import Entry, Queue
 from whimbrel.core.link import LinkMachine
+from whimbrel.core.log import Log
 from whimbrel.core.outbox import Outbox
-from whimbrel.core.timeline import Log, Timeline
+from whimbrel.core.timeline import Timeline
 from whimbrel.core.tokens import Tokens
 from whimbrel.errors import StoreError
 from whimbrel.testing.simclient import Client
