@@ -21,6 +21,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 JOBS ?= 3
 # How much of the long tests' rounds; `make soak SHARE=0.01` shows whether the long run would work.
 SHARE ?= 1
+# Which benchmarks, and options; all of them without.
+BENCH ?=
 
 .PHONY: venv
 venv: $(STAMP) ## Create .venv from the lock and install the project into it (default)
@@ -46,6 +48,10 @@ test: venv ## Run all tests
 soak: venv ## Run the long tests with release figures, into build/soak.json (hours)
 	@$(BIN)/pytest -n $(JOBS) --soak --soak-share $(SHARE)
 
+.PHONY: bench
+bench: venv ## Measure, beside others, into build/bench.json (BENCH="rate --pairs 7"; on a quiet machine)
+	@$(BIN)/python -m benchmarks $(BENCH)
+
 .PHONY: check
 check: venv ## Check format, style, types and the direction of imports
 	$(BIN)/ruff format --check .
@@ -61,13 +67,13 @@ format: venv ## Format the code and sort imports
 # Needs the present lock only for uv itself. One resolution holds for all supported versions of Python.
 .PHONY: lock
 lock: venv ## Compile requirements/*.txt anew (UPGRADE=1: with the newest versions)
-	$(UV) pip compile $(LOCK_OPTIONS) --all-extras --group dev pyproject.toml --output-file requirements/dev.txt
+	$(UV) pip compile $(LOCK_OPTIONS) --all-extras --group dev --group bench pyproject.toml --output-file requirements/dev.txt
 	echo uv | $(UV) pip compile $(LOCK_OPTIONS) --no-annotate - --output-file requirements/uv.txt
 
 .PHONY: clean
 clean: ## Remove the environment, caches and what was built
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help
 help: ## Show this list

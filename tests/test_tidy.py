@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FILE_LINES_MAX = 450
 FUNCTION_LINES_MAX = 80
 # Folders and files of the working copy that people write; all else is made by tools.
-WRITTEN_FOLDERS = (".ci", "docs", "examples", "requirements", "src", "tests")
+WRITTEN_FOLDERS = (".ci", "benchmarks", "docs", "examples", "requirements", "src", "tests")
 TEXT_SUFFIXES = {"", ".css", ".html", ".js", ".md", ".py", ".sql", ".toml", ".txt", ".yaml", ".yml"}
 MAY_PRINT = {"cli", "ui", "demo"}
 

@@ -1,0 +1,1 @@
+"""How fast whimbrel is, measured with real processes on this machine: `make bench`."""
