@@ -25,6 +25,7 @@ FIGURES = "bench.json"
 MODULES = (
     "rate",
     "latency",
+    "layers",
     "start",
     "queued",
     "memory",

@@ -38,6 +38,8 @@ METADATA_DEPTH_MAX = 32
 """Objects and lists within each other. What is nested deeper than a reader can follow is never read again."""
 REASON_CHARS_MAX = 64
 
+_NESTING = (dict, list, tuple)
+
 _FORMATS = frozenset({"text", "json", "bytes"})
 _ROLES = frozenset(role.value for role in Role)
 _ALG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,31}", re.ASCII)
@@ -245,7 +247,7 @@ def _refuse(
 
 def _content(send: p.Send) -> tuple[bytes, led.Refused | None]:
     """Give what the digest is made of, or why there is none."""
-    if _too_deep(send.metadata):
+    if send.metadata is not None and _too_deep(send.metadata):
         text = f"the metadata are nested deeper than {METADATA_DEPTH_MAX}"
         return b"", led.Refused(code="invalid", text=text)
     try:
@@ -262,12 +264,12 @@ def _too_deep(value: object) -> bool:
         level = [
             inner
             for outer in level
-            if isinstance(outer, dict | list | tuple)
+            if isinstance(outer, _NESTING)
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
         if not level:
             return False
-    return any(isinstance(value, dict | list | tuple) for value in level)
+    return any(isinstance(value, _NESTING) for value in level)
 
 
 def _content_fault(send: p.Send, content_bytes: int) -> led.Refused | None:
