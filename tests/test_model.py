@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whimbrel.model import FailureReason, Message, SendState, SendStatus, message_id, new_key
+from whimbrel.client.outgoing import new_key
+from whimbrel.model import FailureReason, Message, SendState, SendStatus, message_id
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
@@ -48,7 +49,7 @@ def test_keys_are_new_and_sort_by_their_time() -> None:
 
 _FORKS = """
 import os
-from whimbrel.model import new_key
+from whimbrel.client.outgoing import new_key
 
 new_key(0.0)
 read, write = os.pipe()

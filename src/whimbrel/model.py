@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import os
-import random
 from typing import Any, ClassVar, TypeAlias
 
 import msgspec
@@ -50,38 +48,26 @@ Content: TypeAlias = "str | bytes | dict[str, Any] | list[Any] | int | float | b
 """Text, bytes, or anything JSON can hold."""
 
 
-_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
-_ORDERED = "".join(sorted(_ALPHABET))
-_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
-_ORDERED_PAIRS = [first + second for first in _ORDERED for second in _ORDERED]
+BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
+"""The characters of ids, in the order of RFC 4648."""
+_PAIRS = [first + second for first in BASE32 for second in BASE32]
 _ALL_TENS, _LAST_TENS = range(120, -1, -10), range(70, -1, -10)
 _KEY_CHARS, _TIME_CHARS = 27, 10
-_random = random.Random()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_random.seed)
 
 
 def message_id(device: str, key: str) -> str:
     """Name the message that ``device`` sends under ``key``: 26 characters, the same on every machine.
 
-    The base32 of the first 16 bytes of a SHA-256. Of a key as ``new_key`` makes them, its time comes first
-    and then 16 characters of that: the names of messages sent one after the other are next to each other
-    in every index, so that one more costs a store with a million of them what it costs a new one.
+    The base32 of the first 16 bytes of a SHA-256. Of a key as clients make them
+    (``client.outgoing.new_key``), its time comes first and then 16 characters of that: the names of
+    messages sent one after the other are next to each other in every index, so that one more costs a store
+    with a million of them what it costs a new one.
     """
     digest = hashlib.sha256(f"{len(device)}:{device}{key}".encode()).digest()
-    if len(key) == _KEY_CHARS and key[0] == "t" and not key[1 : 1 + _TIME_CHARS].strip(_ALPHABET):
+    if len(key) == _KEY_CHARS and key[0] == "t" and not key[1 : 1 + _TIME_CHARS].strip(BASE32):
         bits = int.from_bytes(digest[:10], "big")
         return key[1 : 1 + _TIME_CHARS] + "".join([_PAIRS[bits >> shift & 1023] for shift in _LAST_TENS])
     return base32(digest[:16])
-
-
-def new_key(at: float) -> str:
-    """A key that was never used before: 27 characters, those made later (``at``, wall clock) sorting behind.
-
-    A ``t``, and in base32 with the digits first: 48 bits of milliseconds since 1970, 82 random bits.
-    """
-    bits = (max(0, int(at * 1000)) & 0xFFFF_FFFF_FFFF) << 82 | _random.getrandbits(82)
-    return "t" + "".join([_ORDERED_PAIRS[bits >> shift & 1023] for shift in _ALL_TENS])
 
 
 def base32(name: bytes) -> str:
