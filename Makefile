@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One stamp says the environment is whole. Touched last, so an interrupted install is done again.
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 UV := $(BIN)/uv
 # With UPGRADE=1 `make lock` takes the newest versions; without it, only what pyproject.toml made necessary.
 UPGRADE ?=
@@ -59,6 +60,24 @@ check: venv ## Check format, style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+.PHONY: docs
+docs: $(DOCS_STAMP) ## Build the documentation into site/; fails on a broken link, anchor or name
+	$(BIN)/zensical build --strict --clean
+
+$(DOCS_STAMP): $(STAMP) requirements/docs.txt
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/docs.txt
+	@touch $@
+
+# What is made from the code: the reference of the command line, the diagrams, the recording of the demo.
+.PHONY: pages
+pages: venv ## Make anew the pages that are made from the code (a test compares them)
+	$(BIN)/python -m docs.making.command_line docs/reference/command-line.md
+	$(BIN)/python -m whimbrel.testing.diagrams docs/architecture.md
+
+.PHONY: recording
+recording: venv ## Run the demo and record it into docs/demo.svg (a minute)
+	$(BIN)/python -m docs.making.recording docs/demo.svg
+
 .PHONY: format
 format: venv ## Format the code and sort imports
 	$(BIN)/ruff check --fix-only --quiet .
@@ -68,13 +87,14 @@ format: venv ## Format the code and sort imports
 .PHONY: lock
 lock: venv ## Compile requirements/*.txt anew (UPGRADE=1: with the newest versions)
 	$(UV) pip compile $(LOCK_OPTIONS) --all-extras --group dev --group bench pyproject.toml --output-file requirements/dev.txt
+	$(UV) pip compile $(LOCK_OPTIONS) --group docs --constraints requirements/dev.txt --output-file requirements/docs.txt
 	echo uv | $(UV) pip compile $(LOCK_OPTIONS) --no-annotate - --output-file requirements/uv.txt
 
 .PHONY: clean
 clean: ## Remove the environment, caches and what was built
-	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) build dist site .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

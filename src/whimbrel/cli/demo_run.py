@@ -97,6 +97,7 @@ class _Demo:
                 showing.cancel()
                 await asyncio.wait([showing])
             left = sum(actor.report.to_send + actor.report.pending for actor in stage.actors)
+            self._judged_at_s = 0.0  # the last picture stays: its counts are those of the end
             self._show_scene()
             queued = await stage.stop_actors()
         return DemoResult(
