@@ -15,6 +15,7 @@ import sys
 import time
 from array import array
 from collections.abc import AsyncIterator, Iterable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -101,6 +102,10 @@ async def _talk(folder: Path, members: int, duration_s: float) -> Heard:
     return await asyncio.to_thread(_read, folder, count, lasted_s)
 
 
+def _note(ready: set[str], name: str, _: bytes) -> None:
+    ready.add(name)
+
+
 @contextlib.asynccontextmanager
 async def _listeners(folder: Path, server: RunningServer, tokens: list[str]) -> AsyncIterator[list[Child]]:
     ready: set[str] = set()
@@ -114,7 +119,7 @@ async def _listeners(folder: Path, server: RunningServer, tokens: list[str]) -> 
             file = folder / f"{name}.config"
             file.write_bytes(msgspec.json.encode(config))
             command = [sys.executable, "-m", "benchmarks.ears", str(file)]
-            child = Child(name, command, folder, on_line=lambda _, name=name: ready.add(name))  # type: ignore[misc]
+            child = Child(name, command, folder, on_line=partial(_note, ready, name))
             children.append(child)
             await child.start()
 

@@ -113,6 +113,7 @@ class _WatchedLoop(VirtualLoop):
         super().__init__(seed=1)
         self.moments: list[float] = []
 
+    # The stubs tie the arguments to the callback's own types; here they are only handed on.
     def call_at(  # type: ignore[override]
         self,
         when: float,

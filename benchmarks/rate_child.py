@@ -8,7 +8,7 @@ nobody sent.
 import asyncio
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -20,21 +20,13 @@ from benchmarks.rate_texts import Arrivals
 TOO_MANY_WITHIN_S = 0.3
 
 
-async def _orders(answer: Callable[[Report], None], carry_out: "Carry") -> None:
+async def _orders(answer: Callable[[Report], None], carry_out: Callable[[Order], Awaitable[Report]]) -> None:
     answer(Report())
     while line := await asyncio.to_thread(sys.stdin.readline):
         answer(await carry_out(msgspec.json.decode(line, type=Order)))
 
 
-class Carry:
-    """Carries out the orders of one end."""
-
-    async def __call__(self, order: Order) -> Report:
-        """Do what is ordered, and say how it went."""
-        raise NotImplementedError
-
-
-class Sending(Carry):
+class Sending:
     """Sends, and takes the times."""
 
     def __init__(self, end: SendingEnd) -> None:
@@ -57,7 +49,7 @@ class Sending(Carry):
         return Report(first=begun, last=singles[-1][2], singles=singles)
 
 
-class Receiving(Carry):
+class Receiving:
     """Receives, and checks what it gets."""
 
     def __init__(self, end: ReceivingEnd, *, ordered: bool) -> None:

@@ -36,6 +36,7 @@ def profiled(folder: Path | None, name: str) -> Iterator[None]:
                 thread_name = re.sub(r"\W+", "-", self.name).strip("-")
                 profile.dump_stats(folder / f"{name}-{thread_name}.prof")
 
+    # A profiler sees its own thread only, and the threads of others are begun out of our sight.
     threading.Thread.run = run  # type: ignore[method-assign]
     profile = cProfile.Profile()
     profile.enable()

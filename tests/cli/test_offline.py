@@ -2,28 +2,12 @@
 
 import json
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.cli.rig import Home, Server, home_of, reap, serving
+from tests.cli.rig import Home, Server, reap
 
 pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with serving(tmp_path / "server", "ann", "bob") as server:
-        yield server
-
-
-@pytest.fixture
-def ann(tmp_path: Path, server: Server) -> Home:
-    home = home_of(tmp_path, "ann")
-    home.log_in(server.url, "ann", "--key-file-plain").ok()
-    home.run("conversation", "create", "bob", "--id", "team").ok()
-    return home
 
 
 def test_sent_offline_then_synced_once(server: Server, ann: Home) -> None:

@@ -3,28 +3,12 @@
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.cli.rig import Home, Server, home_of, reap, serving
+from tests.cli.rig import Home, Server, reap
 
 pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with serving(tmp_path / "server", "ann", "bob") as server:
-        yield server
-
-
-@pytest.fixture
-def ann(tmp_path: Path, server: Server) -> Home:
-    home = home_of(tmp_path, "ann")
-    home.log_in(server.url, "ann", "--key-file-plain").ok()
-    home.run("conversation", "create", "bob", "--id", "team").ok()
-    return home
 
 
 def test_two_tails_a_chat_and_everything_else(server: Server, ann: Home) -> None:

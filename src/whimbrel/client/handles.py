@@ -163,7 +163,7 @@ class SentMessage:
 
     def placed(self, message: Message) -> None:
         """It has its place in the log, durably; called after ``note``."""
-        if self._changed:
+        if self._changed and message.status is not None and message.status.state is SendState.DELIVERED:
             self._delivered = message
 
     def fail(self, error: BaseException) -> None:

@@ -42,5 +42,5 @@ def open_store(
         except StoreInUse:  # another program is making the store, and its key, at this instant
             if time.monotonic() >= until:
                 raise
-            time.sleep(_AGAIN_S)
+            time.sleep(_AGAIN_S)  # on a thread: it blocks, as it says
     return SqliteStore(path, raw, shared=True)

@@ -27,6 +27,7 @@ _SURELY_FITS_BYTES = (_WIRE_BYTES_MAX - 6 * p.METADATA_BYTES_MAX) // 6 - 6 * 102
 _ORDERED = "".join(sorted(BASE32))
 _PAIRS = [first + second for first in _ORDERED for second in _ORDERED]
 _random = random.Random()
+"""A key must be new, not secret. Of its own: an app that seeds the shared one would repeat its keys."""
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_random.seed)
 _ON_REJECT = ("skip", "block")

@@ -63,6 +63,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
     _refused = False
     _running: RequestResponseCycle | None = None
 
+    # As in uvicorn: asyncio promises any transport, and gives one that can be written to.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.connections_max:
