@@ -158,6 +158,24 @@ def test_a_failed_message_holds_its_place() -> None:
     assert [send.n for send in sends(rig.take(link))] == [1, 2]
 
 
+def test_what_waited_behind_a_failed_message_leaves_when_that_one_turns_out_to_be_delivered() -> None:
+    rig = Rig(c.Settings(retries_server_error=0))
+    link = rig.connect(head())
+    first, second = rig.send("a"), rig.send("b")
+    (send, _) = sends(rig.take(link))
+    rig.receive(
+        link,
+        p.Rejected(conversation="c1", stream=1, n=1, code="unavailable"),
+        p.OutOfOrder(conversation="c1", stream=1, expected=1),
+    )
+    assert rig.state(first) == "failed"
+    assert sends(rig.take(link)) == []
+    rig.receive(link, delivered(send, 1, first))
+    assert rig.state(first) == "delivered"
+    assert [send.n for send in sends(rig.take(link))] == [2]
+    assert rig.state(second) == "sending"
+
+
 def test_the_rate_limit_pauses_the_whole_pipe_and_uses_no_attempt() -> None:
     rig = Rig()
     link = rig.connect(head(), head(conversation="c2"))

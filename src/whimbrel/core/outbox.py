@@ -446,5 +446,7 @@ class Outbox:
         self.bytes -= entry.size
         if not queue.entries and not queue.displaced:
             self._busy.pop(queue.conversation, None)
+        elif queue.cursor <= row.n:
+            self.turns.add(queue)  # it held its place, and those behind it waited for that
         queue.doubted = 0
         self._on_update(entry, before)
