@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from whimbrel import protocol as p
+from whimbrel.client.commits import Commits
 from whimbrel.client.futures import Places, Submitted, Watchers, fail, refused, settle
 from whimbrel.client.links import Link, LinkListener, Links
 from whimbrel.client.mending import Mending
@@ -38,7 +39,6 @@ from whimbrel.core.contract import (
     CloseLink,
     Command,
     Disconnect,
-    MessageRow,
     OpenLink,
     RefreshToken,
     SendItems,
@@ -101,10 +101,7 @@ class Driver:
         self.mending = Mending(self._wake.set)
         self.taking = Taking(store, self._writer, self._wake.set, self.mending.met)
         self.taking.begin(handed)
-        # the commit in flight, who waits for it, and who waits for the next one
-        self._commit: asyncio.Future[list[MessageRow]] | None = None
-        self._in_commit: list[tuple[asyncio.Future[str | None], str | None]] = []
-        self._next_commit: list[tuple[asyncio.Future[str | None], str | None]] = []
+        self._commits = Commits(store, self._writer, self._wake.set)
         self._fed_since_commit = 0
         self._store_failures = 0
         self._store_error: StoreError | None = None
@@ -153,7 +150,7 @@ class Driver:
         """Wait until all that was taken in so far is on disk. Raises ``StoreError`` if it could not be."""
         self.check_running()
         future: asyncio.Future[str | None] = self._loop.create_future()
-        self._next_commit.append((future, None))
+        self._commits.join(future, None)
         self._wake.set()
         await future
 
@@ -222,10 +219,13 @@ class Driver:
 
     async def _pass(self) -> bool:
         """One turn of the loop; True when it was the last."""
-        self._finish_commit()
+        if self._finish_commit():
+            # Told first: what apps do about it, such as the next message, is in the next commit then.
+            self._act(time.monotonic())
+            await asyncio.sleep(0)
         damage = self.mending.error
-        if damage is not None and self._commit is None and self._store_error is None:
-            self._lose_uncommitted(damage, [], time.monotonic())
+        if damage is not None and not self._commits.in_flight and self._store_error is None:
+            self._lose_uncommitted(damage, time.monotonic())
         if self._store_error is not None and not await self._reload():
             return self._stopping
         now = time.monotonic()
@@ -235,7 +235,7 @@ class Driver:
         self.engine.handle_timer(now)
         self._begin_commit()
         self._act(now)
-        if self._stopping and self._commit is None and not self._commands:
+        if self._stopping and not self._commits.in_flight and not self._commands:
             return True
         # Commands wait behind what was handed over, which waits for a commit that takes too long.
         feedable = (self._links.waiting or self.taking.waiting) and self._may_feed() > 0
@@ -280,33 +280,23 @@ class Driver:
             return
         self._fed_since_commit += 1
         if isinstance(submitted.command, DURABLE):
-            self._next_commit.append((future, id))
+            self._commits.join(future, id)
         else:
             settle(future, id)
 
     # --- commits -------------------------------------------------------------------------------
 
     def _begin_commit(self) -> None:
-        if self._commit is not None:
-            return
-        changes = self.engine.take_changes()
-        waiting, self._next_commit = self._next_commit, []
-        self._fed_since_commit = 0
-        if changes is None:
-            # All there is is on disk already: a repeated key.
-            for future, id in waiting:
-                settle(future, id)
-            return
-        self._in_commit = waiting
-        self._commit = self._loop.run_in_executor(self._writer, self._store.apply, changes)
-        self._commit.add_done_callback(lambda _: self._wake.set())
+        if not self._commits.in_flight:
+            self._fed_since_commit = 0
+            self._commits.begin(self.engine.take_changes())
 
-    def _finish_commit(self) -> None:
-        if self._commit is None or not self._commit.done():
-            return
-        commit, self._commit = self._commit, None
+    def _finish_commit(self) -> bool:
+        """Take over what came of the commit; True if one has ended, well."""
+        commit = self._commits.end()
+        if commit is None:
+            return False
         error = commit.exception()
-        waiting, self._in_commit = self._in_commit, []
         now = time.monotonic()
         if error is None:
             if self._store_failures:
@@ -314,26 +304,20 @@ class Driver:
             self._store_failures = 0
             self.engine.committed(now, commit.result())
             self._stir()
-            for future, id in waiting:
-                settle(future, id)
-            return
+            self._commits.settle()
+            return True
         if not isinstance(error, StoreError | OSError | MemoryError):
-            self._in_commit = waiting
             raise error
         if not isinstance(error, StoreError):
             error = StoreUnavailable(f"the store could not be written ({type(error).__name__})")
-        self._lose_uncommitted(error, waiting, now)
+        self._lose_uncommitted(error, now)
+        return False
 
-    def _lose_uncommitted(
-        self, error: StoreError, waiting: list[tuple[asyncio.Future[str | None], str | None]], now: float
-    ) -> None:
+    def _lose_uncommitted(self, error: StoreError, now: float) -> None:
         self.engine.commit_failed(now)
         self._store_lost(error)
         # What was submitted while the commit was in flight lived in memory only, and is gone as well.
-        waiting += self._next_commit
-        self._next_commit = []
-        for future, _ in waiting:
-            fail(future, error)
+        self._commits.fail(error)
         # The engine wants its links closed: what they bring cannot be kept.
         self._act(now)
 
@@ -373,6 +357,7 @@ class Driver:
     def _act(self, now: float) -> None:
         for action in self.engine.actions(now):
             self._carry_out(action)
+        self._links.sent(self.engine)
         self._hand_out()
 
     def _carry_out(self, action: Action) -> None:
@@ -425,14 +410,12 @@ class Driver:
 
     def _end(self) -> None:
         self.stopped = True
-        for future, _ in (*self._in_commit, *self._next_commit):
-            fail(future, self.closed_error())
+        self._commits.fail(self.closed_error())
         for submitted in self._commands:
             fail(submitted.future, self.closed_error())
         for call in self._calls.values():
             fail(call, self.closed_error())
         self._watchers.fail(self.closed_error())
-        self._in_commit, self._next_commit = [], []
         self._commands.clear()
         if self._token_task is not None:
             self._token_task.cancel()
@@ -445,6 +428,4 @@ class Driver:
         if self._token_task is not None:
             await asyncio.wait([self._token_task])
         await self._links.reaped()
-        if self._commit is not None:
-            # A commit that hangs cannot be taken back; its thread ends with it.
-            self._commit.cancel()
+        self._commits.give_up()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -16,6 +17,7 @@ from typing import Protocol
 from whimbrel import protocol as p
 from whimbrel.core.contract import Fault
 from whimbrel.core.engine import Engine
+from whimbrel.core.linkstate import LinkState
 
 ITEMS_MAX = 5_000
 
@@ -64,8 +66,11 @@ class Links:
         self._inbox: deque[tuple[int, p.ServerItem | p.Unknown | Fault | None]] = deque()
         """None: it opened."""
         self._inbox_room = asyncio.Event()
-        self._alive: set[int] = set()
+        self._alive: dict[int, float] = {}
+        """When bytes last came on a link since the engine was fed."""
+        self._any_byte_matters = False
         self._room_bytes: dict[int, int] = {}
+        self._sending = False
         self._reaping: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -86,13 +91,23 @@ class Links:
         """Write items on it, if it is still there."""
         link = self._links.get(number)
         if link is not None:
-            link.send(items)
+            self._sending = True
+            try:
+                link.send(items)
+            finally:
+                self._sending = False
+
+    def sent(self, engine: Engine) -> None:
+        """Tell the engine what room is left by what was just sent; comes back soon if more waits for it."""
+        if self._tell_room(engine) and engine.outbox.turns:
+            self._wake()
+        self._any_byte_matters = engine.link.state is LinkState.SUSPECT
 
     def close(self, number: int) -> None:
         """End it; nothing it told is fed any more."""
         link = self._links.pop(number, None)
         self._opened.discard(number)
-        self._alive.discard(number)
+        self._alive.pop(number, None)
         self._room_bytes.pop(number, None)
         if link is not None:
             task = asyncio.get_running_loop().create_task(_closed(link), name=f"whimbrel-close-{number}")
@@ -115,9 +130,10 @@ class Links:
 
     def feed(self, engine: Engine, now: float, limit: int) -> int:
         """Feed the engine what waits, at most ``limit`` items; says how many."""
-        alive, self._alive = self._alive, set()
-        for number in alive:
-            engine.alive(number, now)
+        if self._alive:
+            alive, self._alive = self._alive, {}
+            for number, at in alive.items():
+                engine.alive(number, at)
         fed = min(len(self._inbox), max(0, limit))
         for _ in range(fed):
             number, item = self._inbox.popleft()
@@ -131,11 +147,17 @@ class Links:
                 engine.closed(number, item, now)
             else:
                 engine.receive(number, item, now)
-        for number in self._opened & self._room_bytes.keys():
-            engine.writable(number, self._room_bytes.pop(number))
+        self._tell_room(engine)
         if len(self._inbox) < ITEMS_MAX:
             self._inbox_room.set()
         return fed
+
+    def _tell_room(self, engine: Engine) -> bool:
+        if not self._room_bytes:
+            return False
+        for number in self._opened & self._room_bytes.keys():
+            engine.writable(number, self._room_bytes.pop(number))
+        return True
 
     # --- LinkListener --------------------------------------------------------------------------
 
@@ -145,16 +167,18 @@ class Links:
         self._wake()
 
     def link_alive(self, link: int) -> None:
-        """Bytes came."""
+        """Bytes came: noted for when the engine looks, unless it waits for just that."""
         if link in self._links:
-            self._alive.add(link)
-            self._wake()
+            self._alive[link] = time.monotonic()
+            if self._any_byte_matters:
+                self._wake()
 
     def link_writable(self, link: int, size_bytes: int) -> None:
         """There is room for this many bytes."""
         if link in self._links:
             self._room_bytes[link] = size_bytes
-            self._wake()
+            if not self._sending:
+                self._wake()
 
     async def link_received(self, link: int, items: list[p.ServerItem | p.Unknown]) -> None:
         """A frame came."""
