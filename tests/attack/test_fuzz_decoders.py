@@ -47,7 +47,7 @@ SERVER_FRAMES = tuple(
             p.Error(code="internal"),
         ],
         [p.OutOfOrder(conversation="c", stream=1, expected=1), p.Voided(conversation="c", stream=1, n=1)],
-        [p.ReceiptItem(conversation="c", user="ann", read=1), p.TypingOf(conversation="c", user="ann")],
+        [p.Receipts(conversation="c", receipts=(("ann", 0, 1),)), p.TypingOf(conversation="c", user="ann")],
         [
             p.Answer(
                 id="1",

@@ -15,7 +15,7 @@ def test_what_was_read_of_the_old_history_says_nothing_of_the_new_one() -> None:
     rig.send("next")
     in_flight = rig.engine.take_changes()  # the disk is slow: what comes now is written together
     assert in_flight is None
-    rig.engine.receive(link, p.ReceiptItem(conversation="c1", user="ben", received=1, read=1), rig.now)
+    rig.engine.receive(link, p.Receipts(conversation="c1", receipts=(("ben", 1, 1),)), rig.now)
     rig.engine.receive(link, p.Heads(heads=(p.Head(conversation="c1", epoch="e2", seq=1),)), rig.now)
     changes = rig.engine.take_changes()
     assert changes is not None

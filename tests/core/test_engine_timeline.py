@@ -249,9 +249,46 @@ def test_receipts_are_told_after_the_commit_and_not_more_than_once_a_second() ->
     assert of_kind(rig.take(link), p.Received) == []
     rig.run(1.1)
     assert [item.seq for item in rig.take(link) if isinstance(item, p.Received)] == [3]
-    rig.receive(link, p.ReceiptItem(conversation="c1", user="anna", received=3))
+    rig.receive(link, p.Receipts(conversation="c1", receipts=(("anna", 3, 0),)))
     rig.run(5.0)
     assert of_kind(rig.take(link), p.Received) == []
+
+
+def test_of_own_messages_nobody_is_told_that_they_were_received() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    id = rig.send("mine")
+    (send,) = sends(rig.take(link))
+    rig.receive(link, delivered(send, 1, id))
+    rig.run(5.0)
+    assert of_kind(rig.take(link), p.Received) == []
+    rig.receive(link, event(2))
+    assert [item.seq for item in rig.take(link) if isinstance(item, p.Received)] == [2]
+    rig.receive(link, p.Receipts(conversation="c1", receipts=(("anna", 2, 0),)))
+    id = rig.send("mine too")
+    (send,) = sends(rig.take(link))
+    rig.receive(link, delivered(send, 3, id))
+    rig.lose(link)
+    again = rig.connect(head(3))
+    rig.run(10.0)
+    assert of_kind(rig.take(again), p.Received) == []
+
+
+def test_who_has_read_does_not_say_besides_that_it_has_received() -> None:
+    rig = Rig()
+    link = rig.connect(head())
+    rig.receive(link, event(1))
+    rig.take(link)
+    rig.receive(link, event(2))
+    rig.engine.submit(c.MarkRead(conversation="c1", seq=2), rig.now)
+    rig.settle()
+    rig.run(1.1)
+    told = [item for item in rig.take(link) if isinstance(item, p.Received | p.Read)]
+    assert told == [p.Read(conversation="c1", seq=2)]
+    rig.receive(link, event(3))
+    rig.run(2.2)
+    told = [item for item in rig.take(link) if isinstance(item, p.Received | p.Read)]
+    assert told == [p.Received(conversation="c1", seq=3)]
 
 
 def test_an_own_message_is_read_when_all_others_have_read_it() -> None:
@@ -260,11 +297,11 @@ def test_an_own_message_is_read_when_all_others_have_read_it() -> None:
     id = rig.send("mine")
     (send,) = sends(rig.take(link))
     rig.receive(link, delivered(send, 1, id))
-    rig.receive(link, p.ReceiptItem(conversation="c1", user="ben", received=1))
+    rig.receive(link, p.Receipts(conversation="c1", receipts=(("ben", 1, 0),)))
     assert rig.state(id) == "delivered"
-    rig.receive(link, p.ReceiptItem(conversation="c1", user="ben", received=1, read=1))
+    rig.receive(link, p.Receipts(conversation="c1", receipts=(("ben", 1, 1),)))
     assert rig.state(id) == "read"
-    rig.receive(link, p.ReceiptItem(conversation="c1", user="ben", received=0, read=0))
+    rig.receive(link, p.Receipts(conversation="c1", receipts=(("ben", 0, 0),)))
     assert rig.state(id) == "read"
 
 
@@ -277,7 +314,7 @@ def test_what_all_others_have_read_stays_read_when_one_leaves_and_another_comes(
     id = rig.send("mine")
     (send,) = sends(rig.take(link))
     rig.receive(link, delivered(send, 1, id))
-    rig.receive(link, p.ReceiptItem(conversation="c1", user="ben", received=1, read=1))
+    rig.receive(link, p.Receipts(conversation="c1", receipts=(("ben", 1, 1),)))
     assert rig.state(id) == "delivered"
     rig.receive(link, p.Heads(heads=(of("ben"),)))
     assert rig.state(id) == "read"
@@ -388,7 +425,7 @@ def test_receipts_of_many_members_are_written_once_a_commit() -> None:
     rig = Rig()
     link = rig.connect(head())
     for number in range(200):
-        rig.engine.receive(link, p.ReceiptItem(conversation="c1", user=f"u{number}", received=1), rig.now)
+        rig.engine.receive(link, p.Receipts(conversation="c1", receipts=((f"u{number}", 1, 0),)), rig.now)
     rig.settle()
     rig.restart()
     assert len(rig.engine.timeline.logs["c1"].row.receipts) == 200

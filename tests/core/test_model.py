@@ -61,7 +61,7 @@ class ModelServer:
             case p.Ping(id=id):
                 return p.Pong(id=id)
             case p.Received(seq=seq):
-                return p.ReceiptItem(conversation="c1", user="anna", received=seq)
+                return p.Receipts(conversation="c1", receipts=(("anna", seq, 0),))
             case _:
                 return None
 

@@ -303,7 +303,7 @@ def test_a_failed_batch_refuses_its_sends_for_now_and_loses_nothing_else() -> No
     rig.pass_time(1.0)
     items = ann.read()
     assert [item.seq for item in items if isinstance(item, p.Delivered)] == [2]
-    assert p.ReceiptItem(conversation="c", user="bob", received=1) in items
+    assert p.Receipts(conversation="c", receipts=(("bob", 1, 0),)) in items
 
 
 def test_an_http_call_goes_through_the_same_batch_and_is_pushed() -> None:

@@ -18,10 +18,10 @@ SEEN = {
     "never_asked_after": 79,
     "pause_ignored": 6,
     "retry_after_ignored": 28,
-    "fetched_once": 184,
+    "fetched_once": 3,
     "buffer_unbounded": 26,
-    "slow_consumer_forgotten": 44,
-    "token_before_receipts": 13,
+    "slow_consumer_forgotten": 5,
+    "token_before_receipts": 0,
 }
 
 

@@ -113,6 +113,9 @@ STORMS = {
         early_share=0.3,
         invalid_share=0.2,
     ),
+    "refused late": SimPlan(
+        fault_kinds=("poison", "duplicated"), faults=30, messages=40, tight_share=0.0, invalid_share=0.5
+    ),
 }
 """Storms that between them take every transition, and show every consequence."""
 STORM_SEEDS_MAX = 200

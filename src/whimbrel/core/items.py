@@ -45,7 +45,7 @@ class Items:
             p.OutOfOrder: self._out_of_order,
             p.Heads: self._heads,
             p.Pong: self._pong,
-            p.ReceiptItem: self._receipt,
+            p.Receipts: self._receipts,
             p.TypingOf: self._typing,
             p.Answer: self._answer,
             p.Credits: self._credits,
@@ -152,12 +152,14 @@ class Items:
         if item.sync is not None:
             self._remember("sync", item.sync)
 
-    def _receipt(self, item: p.ReceiptItem, now: float) -> None:
+    def _receipts(self, item: p.Receipts, now: float) -> None:
         log = self.timeline.logs.get(item.conversation)
-        if log is None or not self.timeline.receipt(log, item.user, item.received, item.read):
+        if log is None:
             return
-        receipt = model.Receipt(user=item.user, received=item.received, read=item.read)
-        self._staging.event(model.ReceiptChanged(conversation=item.conversation, receipt=receipt))
+        for user, received, read in item.receipts:
+            if self.timeline.receipt(log, user, received, read):
+                receipt = model.Receipt(user=user, received=received, read=read)
+                self._staging.event(model.ReceiptChanged(conversation=item.conversation, receipt=receipt))
 
     def _typing(self, item: p.TypingOf, now: float) -> None:
         self._staging.tell(model.TypingChanged(conversation=item.conversation, user=item.user, on=item.on))

@@ -20,6 +20,9 @@ class Log:
         "fetch_at",
         "fetch_failures",
         "fetching",
+        "others",
+        "others_durable",
+        "others_gathered",
         "receipts",
         "revision",
         "row",
@@ -35,6 +38,10 @@ class Log:
         """How often the row changed."""
         self.durable = row
         """The row as it is on disk: what receipts rest on."""
+        self.others = row.position
+        """The last entry here that others made, as far as known: of own ones nobody needs a receipt."""
+        self.others_gathered = self.others_durable = self.others
+        """The same in the row last given to be written, and in ``durable``."""
         self.receipts = {name: (received, read) for name, received, read in row.receipts}
         """Of the others; in the row once gathered."""
         self.buffer: dict[int, MessageRow] = {}

@@ -94,7 +94,8 @@ class Timeline:
     def made_durable(self, rows: Iterable[ConversationRow]) -> None:
         """These rows are on disk now."""
         for row in rows:
-            self.logs[row.id].durable = row
+            log = self.logs[row.id]
+            log.durable, log.others_durable = row, log.others_gathered
 
     def change(self, log: Log, **fields: object) -> None:
         """Set fields of the conversation's row and have it written."""
@@ -213,6 +214,7 @@ class Timeline:
             conversations = self._changes().conversations
             for id, log in self._changed.items():
                 conversations[id] = msgspec.structs.replace(log.row)
+                log.others_gathered = log.others
             self._changed.clear()
 
     # --- what the engine sends ---------------------------------------------------------------
@@ -243,17 +245,18 @@ class Timeline:
             row = log.durable
             if log.told_link != link:
                 log.told_link, log.told_received, log.told_read = link, row.received_acked, row.read_acked
-            if row.position <= log.told_received and row.read <= log.told_read:
-                continue
-            if now < self._receipts_at.get(row.id, 0.0):
+            received = row.position > log.told_received and log.others_durable > log.told_received
+            read = row.read > log.told_read
+            if not (received or read) or now < self._receipts_at.get(row.id, 0.0):
                 continue
             self._receipts_at[row.id] = now + self._settings.receipt_interval_s
-            if row.position > log.told_received:
+            if read:
+                log.told_read = row.read
+                log.told_received = max(log.told_received, row.read)  # who has read has received
+                out.append(p.Read(conversation=row.id, seq=row.read))
+            if received and row.position > log.told_received:
                 log.told_received = row.position
                 out.append(p.Received(conversation=row.id, seq=row.position))
-            if row.read > log.told_read:
-                log.told_read = row.read
-                out.append(p.Read(conversation=row.id, seq=row.read))
         return out
 
     @property
@@ -286,11 +289,10 @@ class Timeline:
         ]
         for log in self.untold.values():
             row = log.durable
-            if log.told_link == link:
-                untold = row.position > log.told_received or row.read > log.told_read
-            else:
-                untold = row.position > row.received_acked or row.read > row.read_acked
-            if untold:
+            told = (log.told_received, log.told_read)
+            if log.told_link != link:
+                told = (row.received_acked, row.read_acked)
+            if (row.position > told[0] and log.others_durable > told[0]) or row.read > told[1]:
                 due.append(self._receipts_at.get(row.id, now))
         return min(due) if due else None
 
@@ -308,7 +310,7 @@ class Timeline:
             self.wanting[row.id] = log
         elif self.wanting.pop(row.id, None) is not None and log.fetching is not None:
             self._end_fetch(log)
-        if not row.left and (row.position > row.received_acked or row.read > row.read_acked):
+        if not row.left and (log.others > row.received_acked or row.read > row.read_acked):
             self.untold[row.id] = log
         else:
             self.untold.pop(row.id, None)
@@ -347,6 +349,7 @@ class Timeline:
             changes.reads.pop(log.row.id, None)
         log.buffer.clear()
         log.receipts.clear()
+        log.others = 0
         self._told_of.pop(log.row.id, None)
         self.change(
             log, epoch=epoch, position=0, head=0, floor=0, received_acked=0, read_acked=0, read=0, receipts=()
@@ -357,6 +360,7 @@ class Timeline:
             self.counts["floor"] += 1
             for seq in [seq for seq in log.buffer if seq <= floor]:
                 del log.buffer[seq]
+            log.others = floor
             self.change(log, floor=floor, position=floor, head=max(log.row.head, floor))
             self._drain(log)
 
@@ -399,6 +403,8 @@ class Timeline:
             changes.messages[row.id] = msgspec.structs.replace(row) if row.own else row
         log.row.position = seq
         log.row.head = max(log.row.head, seq)
+        if not row.own:
+            log.others = seq
         self._touch(log)
         self._on_applied(row, told)
 

@@ -303,13 +303,12 @@ class Heads(_Item, frozen=True, kw_only=True, tag="heads"):
     sync: str | None = None
 
 
-class ReceiptItem(_Item, frozen=True, kw_only=True, tag="receipt"):
-    """A member has received and read this far."""
+class Receipts(_Item, frozen=True, kw_only=True, tag="receipts"):
+    """How far members of a conversation have received and read."""
 
     conversation: str
-    user: str
-    received: int = 0
-    read: int = 0
+    receipts: tuple[tuple[str, int, int], ...]
+    """(user, received, read), one for each member of whom there is news."""
 
 
 class TypingOf(_Item, frozen=True, kw_only=True, tag="typing_of"):
@@ -362,7 +361,7 @@ ServerItem: TypeAlias = (
     | Event
     | Page
     | Heads
-    | ReceiptItem
+    | Receipts
     | TypingOf
     | Pong
     | Error

@@ -153,24 +153,27 @@ class Fanout:
     # --- receipts and typing
 
     def tell_receipts(self, conversation: str, now: float) -> None:
-        """Give the held back receipts of a conversation to its members; to their owners as an answer."""
+        """Give held back receipts of a conversation to its members; to their owners as an answer."""
         members = self.members(conversation)
-        # Every member's goes to every member: in large groups they are told more slowly.
-        items_max = self._settings.receipt_items_per_s_max
-        interval_s = max(self._settings.receipt_interval_s, len(members) ** 2 / items_max)
-        items = self.receipts.tell(conversation, now, min(interval_s, self._settings.receipt_interval_s_max))
-        if not items:
+        settings = self._settings
+        # Every member's goes to every member: in large groups a few at a time, so that nothing waits for it.
+        at_once = int(settings.receipts_per_s_max * settings.receipt_interval_s / max(1, len(members)))
+        told, due = self.receipts.tell(
+            conversation, now, limit=max(1, at_once), interval_s=settings.receipt_interval_s
+        )
+        if due is not None:
+            self._deadlines.add(due, "receipt", conversation)
+        if not told:
             return
+        item = p.Receipts(conversation=conversation, receipts=tuple(told))
         for user in sorted(members):
             for session in self._roster.of(user):
-                for item in items:
-                    self._push(session, item, conversation)
+                self._push(session, item, conversation)
 
     def _tell_again(self, outcome: ReceiptSet) -> None:
         """Who reports what is known already did not hear the answer."""
-        item = p.ReceiptItem(
-            conversation=outcome.conversation, user=outcome.user, received=outcome.received, read=outcome.read
-        )
+        receipt = (outcome.user, outcome.received, outcome.read)
+        item = p.Receipts(conversation=outcome.conversation, receipts=(receipt,))
         for session in self._roster.of(outcome.user):
             self._push(session, item, outcome.conversation)
 

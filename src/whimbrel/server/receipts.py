@@ -2,7 +2,8 @@
 
 Two stages. ``wanted`` are receipts clients reported and no batch has taken; one per (user,
 conversation), merged by max. ``pending`` are written ones the other members were not told yet,
-because their conversation was told of others less than an interval ago.
+because their conversation was told of others less than an interval ago, or because more were held
+back than are told at once: those that have waited longest go first.
 
 A sync token says that everything up to a commit was told. So none may pass over a pending receipt:
 ``safe_commit`` is the newest commit that may be promised.
@@ -12,16 +13,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from whimbrel import protocol as p
 from whimbrel.server.ledger import ReceiptSet, SetReceipt
-
-
-class _Pending:
-    __slots__ = ("commit", "receipts")
-
-    def __init__(self, commit: int) -> None:
-        self.commit = commit
-        self.receipts: dict[str, p.ReceiptItem] = {}
 
 
 class ReceiptBoard:
@@ -29,8 +21,10 @@ class ReceiptBoard:
 
     def __init__(self) -> None:
         self._wanted: dict[tuple[str, str], tuple[int, int]] = {}
-        # In the order in which they were first held back: the first has the lowest commit.
-        self._pending: dict[str, _Pending] = {}
+        # By conversation and user, in the order in which they were first held back.
+        self._pending: dict[str, dict[str, tuple[int, int]]] = {}
+        # The commit of each that is pending, in the same order over all: the first is the lowest.
+        self._commits: dict[tuple[str, str], int] = {}
         self._quiet_until: dict[str, float] = {}
 
     @property
@@ -45,7 +39,7 @@ class ReceiptBoard:
 
     def take(self, limit: int) -> list[SetReceipt]:
         """Give up to ``limit`` of the wanted as operations and forget them."""
-        keys = list(self._wanted)[:limit]
+        keys = list(islice(self._wanted, limit))
         return [
             SetReceipt(user=user, conversation=conversation, received=received, read=read)
             for user, conversation in keys
@@ -55,29 +49,39 @@ class ReceiptBoard:
     def written(self, outcome: ReceiptSet, commit: int, now: float) -> float | None:
         """Hold what a batch wrote until it is told; gives when that is due, None if it is known already."""
         pending = self._pending.get(outcome.conversation)
-        known = pending is not None
+        due = None
         if pending is None:
-            pending = self._pending[outcome.conversation] = _Pending(commit)
-        pending.receipts[outcome.user] = p.ReceiptItem(
-            conversation=outcome.conversation, user=outcome.user, received=outcome.received, read=outcome.read
-        )
-        if known:
-            return None
-        return max(now, self._quiet_until.get(outcome.conversation, now))
+            pending = self._pending[outcome.conversation] = {}
+            due = max(now, self._quiet_until.get(outcome.conversation, now))
+        pending[outcome.user] = (outcome.received, outcome.read)
+        self._commits.setdefault((outcome.conversation, outcome.user), commit)
+        return due
 
-    def tell(self, conversation: str, now: float, interval_s: float) -> list[p.ReceiptItem]:
-        """Give what is to be told of a conversation now; no more is due for ``interval_s``."""
-        pending = self._pending.pop(conversation, None)
+    def tell(
+        self, conversation: str, now: float, *, limit: int, interval_s: float
+    ) -> tuple[list[tuple[str, int, int]], float | None]:
+        """Give up to ``limit`` receipts (user, received, read) to be told now, and when the next are due.
+
+        No more of this conversation is due for ``interval_s``; None: none are held back.
+        """
+        pending = self._pending.get(conversation)
         if pending is None:
-            return []
+            return [], None
+        told = []
+        for user in list(islice(pending, limit)):
+            told.append((user, *pending.pop(user)))
+            del self._commits[conversation, user]
         for name in [name for name, until in islice(self._quiet_until.items(), 2) if until <= now]:
             del self._quiet_until[name]
         self._quiet_until.pop(conversation, None)
         self._quiet_until[conversation] = now + interval_s
-        return list(pending.receipts.values())
+        if pending:
+            return told, now + interval_s
+        del self._pending[conversation]
+        return told, None
 
     def safe_commit(self, routed: int) -> int:
         """The newest commit up to which everything was told, ``routed`` being told but for receipts."""
-        for pending in self._pending.values():
-            return min(routed, pending.commit - 1)
+        for commit in self._commits.values():
+            return min(routed, commit - 1)
         return routed

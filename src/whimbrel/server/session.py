@@ -53,6 +53,8 @@ def size_of(item: p.ServerItem) -> int:
         return 300 + sum(
             150 + 24 * len(head.members or ()) + 60 * len(head.receipts or ()) for head in item.heads
         )
+    if isinstance(item, p.Receipts):
+        return 100 + 60 * len(item.receipts)
     if isinstance(item, p.Answer):
         return (
             200

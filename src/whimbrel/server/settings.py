@@ -40,10 +40,10 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     pongs_max: int = 4
     # pacing
     receipt_interval_s: float = 1.0
-    receipt_interval_s_max: float = 30.0
-    receipt_items_per_s_max: float = 2_000.0
-    """Receipts one conversation may cost, all members together; a larger one is told more slowly."""
-    sync_interval_s: float = 1.0
+    receipts_per_s_max: float = 10_000.0
+    """How many receipts one conversation may cost, all members together: in a larger one some wait longer."""
+    sync_interval_s: float = 5.0
+    """A busy link gets a sync token so often, or with its next pong."""
     typing_burst: int = 5
     typing_per_s: float = 2.0
     # links

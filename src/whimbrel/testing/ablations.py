@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from whimbrel.core.contract import Settings
+from whimbrel.server.settings import ServerSettings
 from whimbrel.testing import ablations_client as clients
 from whimbrel.testing import ablations_ledger as ledgers
 from whimbrel.testing import ablations_server as servers
@@ -27,6 +28,10 @@ def _changed(**fields: object) -> Callable[[Settings], Settings]:
     return lambda settings: msgspec.structs.replace(settings, **fields)
 
 
+def _served(**fields: object) -> Callable[[ServerSettings], ServerSettings]:
+    return lambda settings: msgspec.structs.replace(settings, **fields)
+
+
 def _restored(plan: SimPlan) -> SimPlan:
     """Storms in which the server is restored from an old backup."""
     return msgspec.structs.replace(plan, fault_kinds=("server_restored", "cut", "crash_any_time"))
@@ -36,6 +41,22 @@ def _repeating(plan: SimPlan) -> SimPlan:
     """Storms in which what was sent comes again, late, behind what took it back."""
     kinds = ("duplicated", "held_up", "flapping", "answer_lost", "swallowed")
     return msgspec.structs.replace(plan, fault_kinds=kinds, faults=40, moves_share=0.0)
+
+
+def _leaking(plan: SimPlan) -> SimPlan:
+    """Storms in which links live on and lose some of what they carry."""
+    return msgspec.structs.replace(plan, fault_kinds=("swallowed", "held_down", "cut"), faults=40)
+
+
+def _cutting(plan: SimPlan) -> SimPlan:
+    """Storms in which links are lost again and again."""
+    return msgspec.structs.replace(plan, fault_kinds=("cut", "reset", "crash_any_time"), faults=40)
+
+
+def _crowding(plan: SimPlan) -> SimPlan:
+    """Storms in which much is said to those whose links take little."""
+    kinds = ("narrow", "held_down", "stall")
+    return msgspec.structs.replace(plan, fault_kinds=kinds, faults=60, burst_share=1.0)
 
 
 def _stumbling(plan: SimPlan) -> SimPlan:
@@ -155,6 +176,7 @@ ABLATIONS: Final[dict[str, Parts]] = {
     "gaps_ignored": Parts(client=clients.IncuriousClient, says="gaps are never fetched", judge="drained"),
     "fetched_once": Parts(
         settings=_changed(fetch_timeout_s=1e9),
+        plan=_leaking,
         says="a page that does not come is not asked for again",
         judge="drained",
     ),
@@ -206,11 +228,15 @@ ABLATIONS: Final[dict[str, Parts]] = {
     ),
     "slow_consumer_forgotten": Parts(
         server=servers.server_of(servers.DroppingHub),
+        server_settings=_served(queue_items_max=2, queue_bytes_max=300, receipt_interval_s=0.3),
+        plan=_crowding,
         says="news for a slow link is dropped without a word",
         judge="receipts_arrived",
     ),
     "token_before_receipts": Parts(
         server=servers.server_of(servers.OverpromisingHub),
+        server_settings=_served(sync_interval_s=0.2, receipt_interval_s=5.0),
+        plan=_cutting,
         says="a sync token promises receipts that were not told",
         judge="receipts_arrived",
     ),

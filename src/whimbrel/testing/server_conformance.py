@@ -208,8 +208,8 @@ class ServerConformance(LifeConformance):
             await sender.next(p.Delivered)
             await sender.next(p.Delivered)
             await reader.say(p.Read(conversation=room, seq=3), p.Received(conversation=room, seq=1))
-            receipt = await sender.next(p.ReceiptItem)
-            assert (receipt.user, receipt.conversation, receipt.read) == (ben.name, room, 3)
+            told = await sender.next(p.Receipts)
+            assert (told.conversation, told.receipts) == (room, ((ben.name, 3, 3),))
         path = f"/api/conversations/{room}/receipts"
         merged = await ben.post(path, {"received": 2, "read": 1})
         assert merged.json() == {"received": 3, "read": 3}
