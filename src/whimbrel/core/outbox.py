@@ -233,8 +233,7 @@ class Outbox:
         head = queue.head()
         if head is None:
             return
-        first = head.row.n
-        if expected < first or expected > queue.last_n + 1:
+        if not head.row.n <= expected <= queue.last_n + 1:
             self.renumber(queue)
             return
         if expected not in queue.entries:
@@ -340,10 +339,8 @@ class Outbox:
         if not self._busy:
             return None
         due: list[float] = []
-        if self.linked and self.turns:
-            paced = self.pacing.next_deadline(now)
-            if paced is not None:
-                due.append(paced)
+        if self.linked and self.turns and (paced := self.pacing.next_deadline(now)) is not None:
+            due.append(paced)
         if (expiry := self._expiring.next_deadline(now)) is not None:
             due.append(expiry)
         for queue in self._busy.values():
@@ -447,6 +444,6 @@ class Outbox:
         if not queue.entries and not queue.displaced:
             self._busy.pop(queue.conversation, None)
         elif queue.cursor <= row.n:
-            self.turns.add(queue)  # it held its place, and those behind it waited for that
+            self.turns.add(queue)  # those behind it waited for it
         queue.doubted = 0
         self._on_update(entry, before)

@@ -9,12 +9,14 @@ and for a reader within one snapshot.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import apsw
 import msgspec
 
 from whimbrel import protocol as p
+from whimbrel.lots import execute_in_lots, places
 from whimbrel.server.records import Batch, Conversation, Entry, Member, Number, StreamName, is_unicode
 
 REMEMBERED_MAX = 10_000
@@ -45,13 +47,11 @@ _PRESENT = f"""
     WHERE m.conversation = ? AND m.left_at IS NULL ORDER BY m.user"""  # noqa: S608 - constants
 _EVENTS_UP = f"SELECT {_ENTRY} FROM entries WHERE position BETWEEN ? AND ? ORDER BY position LIMIT ?"  # noqa: S608
 _EVENTS_DOWN = f"SELECT {_ENTRY} FROM entries WHERE position BETWEEN ? AND ? ORDER BY position DESC LIMIT ?"  # noqa: S608
-_INSERT_ENTRY = f"INSERT INTO entries ({_ENTRY}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)"  # noqa: S608
 _ENTRY_AT = f"SELECT {_ENTRY} FROM entries WHERE position = ?"  # noqa: S608
 _LOCATED = "SELECT position FROM entries WHERE id = ?"
 _STREAM = "SELECT no, last_n FROM streams WHERE device = ? AND conversation = ? AND stream = ?"
 _NUMBER = "SELECT seq, id, digest, reason, code, text FROM numbers WHERE position = ?"
 _COUNT_CHANGED = "SELECT count(*) FROM (SELECT 1 FROM conversations WHERE changed > ? LIMIT ?)"
-_INSERT_NUMBER = "INSERT INTO numbers (position, seq, id, digest, reason, code, text) VALUES (?,?,?,?,?,?,?)"
 _INSERT_CONVERSATION = (
     "INSERT INTO conversations"
     " (id, title, epoch, seq, changed, log_changed, members_changed, made_of) VALUES (?,?,?,?,?,?,?,?)"
@@ -66,6 +66,17 @@ _UPSERT_MEMBER = (
     " left_commit = excluded.left_commit, received = excluded.received, read = excluded.read,"
     " receipt_changed = excluded.receipt_changed"
 )
+
+
+@cache
+def _insert_entries(count: int) -> str:
+    return f"INSERT INTO entries ({_ENTRY}) VALUES {places(13, count)}"  # noqa: S608 - constants
+
+
+@cache
+def _insert_numbers(count: int) -> str:
+    columns = "position, seq, id, digest, reason, code, text"
+    return f"INSERT INTO numbers ({columns}) VALUES {places(7, count)}"  # noqa: S608 - constants
 
 
 def position(no: int, seq: int) -> int:
@@ -241,15 +252,17 @@ class LedgerRows:
         for stream, last_n in batch.streams.items():
             self._write_stream(stream, last_n)
         nos = self._conversation_nos
-        self._cursor.executemany(
-            _INSERT_ENTRY,
+        execute_in_lots(
+            self._cursor,
+            _insert_entries,
             [
                 _entry_values(position(nos[conversation], seq), entry)
                 for (conversation, seq), entry in batch.entries.items()
             ],
         )
-        self._cursor.executemany(
-            _INSERT_NUMBER,
+        execute_in_lots(
+            self._cursor,
+            _insert_numbers,
             [
                 (
                     position(self._stream_nos[stream], n),

@@ -20,7 +20,7 @@ from whimbrel.server.ledger import LedgerUnavailable
 
 _log = logging.getLogger(__name__)
 
-PART_ITEMS_MAX = 32
+PART_ITEMS_MAX = 128
 """So many items of a frame are taken in before it is seen whether the link can take their answers."""
 CLOSE_CODES = {"bye": 1000, "shutdown": 1001, "protocol": 1002, "unauthorized": 1008, "replaced": 1008}
 CLOSE_CODE_OTHERS = 1013

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from whimbrel.core.contract import ConversationRow, MessageRow, OutboxUpdate
+from whimbrel.lots import places
 from whimbrel.model import Attempt, FailureReason, SendState
 
 T = TypeVar("T")
@@ -35,9 +36,8 @@ _UPDATE = OutboxUpdate.__struct_fields__
 @cache
 def insert_messages(count: int) -> str:
     """The statement that writes so many messages."""
-    row = f"({', '.join('?' * len(_MESSAGE))})"
     return (
-        f"INSERT INTO messages ({MESSAGE_COLUMNS}) VALUES {', '.join([row] * count)}"  # noqa: S608 - constants
+        f"INSERT INTO messages ({MESSAGE_COLUMNS}) VALUES {places(len(_MESSAGE), count)}"  # noqa: S608 - constants
         " ON CONFLICT (id) DO UPDATE SET seq = excluded.seq, arrival = coalesce(arrival, excluded.arrival),"
         " delivered_at = excluded.delivered_at, void = excluded.void,"
         " state = CASE WHEN excluded.state IS NULL AND own THEN 'delivered' ELSE excluded.state END"
@@ -47,10 +47,9 @@ def insert_messages(count: int) -> str:
 @cache
 def update_messages(count: int) -> str:
     """The statement that updates so many messages."""
-    row = f"({', '.join('?' * len(_UPDATE))})"
     new = [f"{name} = column{place}" for place, name in enumerate(_UPDATE, 1) if name != "id"]
     return (
-        f"UPDATE messages SET {', '.join(new)} FROM (VALUES {', '.join([row] * count)})"  # noqa: S608 - constants
+        f"UPDATE messages SET {', '.join(new)} FROM (VALUES {places(len(_UPDATE), count)})"  # noqa: S608 - constants
         " WHERE id = column1"
     )
 

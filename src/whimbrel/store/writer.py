@@ -6,13 +6,12 @@ means is the store's. After an exception nothing of the changes is in the databa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import chain
-from typing import Any
+from collections.abc import Callable
 
 import apsw
 
 from whimbrel.core.contract import Changes, MessageRow
+from whimbrel.lots import execute_in_lots
 from whimbrel.store import handoff
 from whimbrel.store.reader import displaced
 from whimbrel.store.rows import (
@@ -56,7 +55,6 @@ _MARK = (
     "INSERT INTO read_marks SELECT id, min(position, ?2) FROM conversations WHERE id = ?1"
     " ON CONFLICT (conversation) DO UPDATE SET seq = max(seq, excluded.seq)"
 )
-_LOTS = (64, 16, 4, 1)
 _META = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 
 
@@ -88,9 +86,9 @@ def write(db: apsw.Connection, changes: Changes, note: Callable[[int], None]) ->
                 db.execute(statement, (id,))
             db.execute(_RESET_MARK, (id,))
         if changes.messages:
-            _in_lots(db, insert_messages, map(message_values, changes.messages.values()))
+            execute_in_lots(db, insert_messages, list(map(message_values, changes.messages.values())))
         if changes.updates:
-            _in_lots(db, update_messages, map(update_values, changes.updates.values()))
+            execute_in_lots(db, update_messages, list(map(update_values, changes.updates.values())))
         if changes.conversations:
             db.executemany(PUT_CONVERSATION, map(conversation_values, changes.conversations.values()))
         for id, (seq, at) in changes.reads.items():
@@ -110,16 +108,6 @@ def write(db: apsw.Connection, changes: Changes, note: Callable[[int], None]) ->
         raise
     note(count)
     return out
-
-
-def _in_lots(db: apsw.Connection, statement: Callable[[int], str], rows: Iterable[tuple[Any, ...]]) -> None:
-    """Run a statement over rows, many at once: each run takes the interpreter's lock from others twice."""
-    waiting = list(rows)
-    begin = 0
-    for count in _LOTS:
-        while len(waiting) - begin >= count:
-            db.execute(statement(count), list(chain.from_iterable(waiting[begin : begin + count])))
-            begin += count
 
 
 def roll_back(db: apsw.Connection) -> None:
