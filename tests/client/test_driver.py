@@ -27,6 +27,8 @@ LIMIT_S = 30
 class UnrulyStore(MemoryStore):
     """Fails, hangs and breaks when it is told to; counts what it was asked."""
 
+    blocking = True
+
     def __init__(self) -> None:
         super().__init__()
         self.errors: list[Exception] = []

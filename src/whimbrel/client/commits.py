@@ -1,5 +1,6 @@
 """The commit in flight, one at a time on the writer thread, and who waits for it or for the next one.
 
+In memory it is done at once: there is nothing to wait for, and a thread costs more than the work.
 Whoever waits is settled once: when the commit that holds what they gave is on disk, or with its error.
 """
 
@@ -9,12 +10,13 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from whimbrel.client.futures import fail, settle
 from whimbrel.client.role import ClientStore
 from whimbrel.core.contract import Changes, MessageRow
 
+T = TypeVar("T")
 Waiting: TypeAlias = list[tuple[asyncio.Future[str | None], str | None]]
 """Futures, and what each is to be given."""
 
@@ -48,6 +50,10 @@ class Commits:
                 settle(future, value)
             return
         self._waiting = waiting
+        if not self._store.blocking:
+            self._in_flight = _done(lambda: self._store.apply(changes))
+            self._wake()
+            return
         self._in_flight = self._writer.submit(self._store.apply, changes)
         self._in_flight.add_done_callback(self._ended)
 
@@ -79,3 +85,12 @@ class Commits:
     def _ended(self, _: Future[list[MessageRow]]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
             self._loop.call_soon_threadsafe(self._wake)
+
+
+def _done(work: Callable[[], T]) -> Future[T]:
+    future: Future[T] = Future()
+    try:
+        future.set_result(work())
+    except Exception as error:  # noqa: BLE001 - as on a thread: whoever asks for the result gets it
+        future.set_exception(error)
+    return future

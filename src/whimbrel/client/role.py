@@ -53,6 +53,10 @@ class ClientStore(Store, Secrets, Handoff, Protocol):
         """Where it is; None: nobody else can open it."""
 
     @property
+    def blocking(self) -> bool:
+        """Whether a commit may wait for a disk, and belongs on a thread of its own."""
+
+    @property
     def guest(self) -> bool:
         """Whether another process syncs it."""
 

@@ -59,6 +59,9 @@ class _Index:
 class MemoryStore:
     """A store that lasts as long as the process; implements ``Store`` and ``Secrets``."""
 
+    blocking = False
+    """A commit waits for nothing."""
+
     def __init__(self, *, device: str | None = None) -> None:
         self._lock = threading.RLock()
         self._closed = False

@@ -104,6 +104,11 @@ class SqliteStore:
         """Where it is."""
         return self._path
 
+    @property
+    def blocking(self) -> bool:
+        """Whether a commit may wait for a disk: it does."""
+        return True
+
     # --- sharing -------------------------------------------------------------------------------
 
     @property
