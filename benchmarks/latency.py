@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Iterator
 from statistics import quantiles
 
-from benchmarks.figures import Figure, Settings, figure_of, invalid, show_progress
+from benchmarks.figures import Figure, Settings, figure, figure_of, invalid, show_progress
+from benchmarks.machine import floor_ms
 from benchmarks.rate_stage import Invalid, Singles, Stage
 
 COUNT, WARM_UP, PAUSE_S = 800, 100, 0.004
@@ -40,6 +41,9 @@ def measure(settings: Settings) -> Iterator[Figure]:
         values = [percentiles(times[place]) for times in rounds]
         yield figure_of(f"one at a time: {what}, p50", [value[0] for value in values], "ms", p50)
         yield figure_of(f"one at a time: {what}, p99", [value[1] for value in values], "ms", p99)
+    floor = floor_ms(settings.folder, pause_s=PAUSE_S)
+    note = "as many bytes as the commit of one message, of which its way has three, one after the other"
+    yield figure("beside it: bytes written and synced after such a pause", floor, "ms", note=note)
 
 
 async def _singles(settings: Settings) -> Singles:

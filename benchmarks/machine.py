@@ -11,6 +11,8 @@ import msgspec
 
 SYNCS = 50
 SYNC_BYTES = 4096
+COMMIT_BYTES = 7 * 2072
+"""What the commit of one message writes to the log: about seven pages, each with its header."""
 
 
 class Jiffies(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,19 +58,30 @@ def filesystem(folder: Path) -> str:
 
 def sync_ms(folder: Path) -> float:
     """Measure how long the disk takes to keep one page: the median of a few."""
+    return median(_synced(folder, SYNC_BYTES, pause_s=0.0)) * 1e3
+
+
+def floor_ms(folder: Path, *, pause_s: float) -> float:
+    """Measure a commit with nothing in it: as many bytes as a small one, written and synced after a pause."""
+    return median(_synced(folder, COMMIT_BYTES, pause_s=pause_s)) * 1e3
+
+
+def _synced(folder: Path, size_bytes: int, *, pause_s: float) -> list[float]:
     path = folder / f"sync-{os.getpid()}"
     times = []
     file = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     try:
         for number in range(SYNCS):
-            os.pwrite(file, os.urandom(SYNC_BYTES), number * SYNC_BYTES)
+            content = os.urandom(size_bytes)
+            time.sleep(pause_s)
             begun = time.monotonic()
+            os.pwrite(file, content, number * size_bytes)
             os.fdatasync(file)
             times.append(time.monotonic() - begun)
     finally:
         os.close(file)
         path.unlink()
-    return median(times) * 1e3
+    return times
 
 
 def described(folder: Path) -> list[tuple[str, str]]:

@@ -7,16 +7,14 @@ Whoever waits is settled once: when the commit that holds what they gave is on d
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
-from typing import TypeAlias, TypeVar
+from concurrent.futures import Executor
+from typing import TypeAlias
 
 from whimbrel.client.futures import fail, settle
 from whimbrel.client.role import ClientStore
 from whimbrel.core.contract import Changes, MessageRow
 
-T = TypeVar("T")
 Waiting: TypeAlias = list[tuple[asyncio.Future[str | None], str | None]]
 """Futures, and what each is to be given."""
 
@@ -29,7 +27,7 @@ class Commits:
         self._writer = writer
         self._wake = wake
         self._loop = asyncio.get_running_loop()
-        self._in_flight: Future[list[MessageRow]] | None = None
+        self._in_flight: asyncio.Future[list[MessageRow]] | None = None
         self._waiting: Waiting = []
         self._waiting_for_next: Waiting = []
 
@@ -50,14 +48,13 @@ class Commits:
                 settle(future, value)
             return
         self._waiting = waiting
-        if not self._store.blocking:
-            self._in_flight = _done(lambda: self._store.apply(changes))
-            self._wake()
-            return
-        self._in_flight = self._writer.submit(self._store.apply, changes)
-        self._in_flight.add_done_callback(self._ended)
+        if self._store.blocking:
+            self._in_flight = self._loop.run_in_executor(self._writer, self._store.apply, changes)
+        else:
+            self._in_flight = self._done(changes)
+        self._in_flight.add_done_callback(lambda _: self._wake())
 
-    def end(self) -> Future[list[MessageRow]] | None:
+    def end(self) -> asyncio.Future[list[MessageRow]] | None:
         """The commit that was in flight, if it has ended; who waits for it is still to be told."""
         if self._in_flight is None or not self._in_flight.done():
             return None
@@ -82,15 +79,10 @@ class Commits:
         if self._in_flight is not None:
             self._in_flight.cancel()
 
-    def _ended(self, _: Future[list[MessageRow]]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
-            self._loop.call_soon_threadsafe(self._wake)
-
-
-def _done(work: Callable[[], T]) -> Future[T]:
-    future: Future[T] = Future()
-    try:
-        future.set_result(work())
-    except Exception as error:  # noqa: BLE001 - as on a thread: whoever asks for the result gets it
-        future.set_exception(error)
-    return future
+    def _done(self, changes: Changes) -> asyncio.Future[list[MessageRow]]:
+        done: asyncio.Future[list[MessageRow]] = self._loop.create_future()
+        try:
+            done.set_result(self._store.apply(changes))
+        except Exception as error:  # noqa: BLE001 - as from a thread: whoever asks for the result gets it
+            done.set_exception(error)
+        return done
