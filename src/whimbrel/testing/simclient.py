@@ -425,10 +425,11 @@ class Client:
 
     @property
     def at_rest(self) -> bool:
-        """Nothing of its own waits any more."""
+        """It has a link, and nothing of its own waits any more."""
         engine = self.engine
         return (
             engine is not None
+            and engine.link.active is not None
             and self._inbox is None
             and self._committing is None
             and not self._missed
