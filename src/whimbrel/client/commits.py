@@ -50,9 +50,10 @@ class Commits:
         self._waiting = waiting
         if self._store.blocking:
             self._in_flight = self._loop.run_in_executor(self._writer, self._store.apply, changes)
+            self._in_flight.add_done_callback(lambda _: self._wake())
         else:
             self._in_flight = self._done(changes)
-        self._in_flight.add_done_callback(lambda _: self._wake())
+            self._wake()
 
     def end(self) -> asyncio.Future[list[MessageRow]] | None:
         """The commit that was in flight, if it has ended; who waits for it is still to be told."""
