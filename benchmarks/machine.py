@@ -73,7 +73,7 @@ def _synced(folder: Path, size_bytes: int, *, pause_s: float) -> list[float]:
     try:
         for number in range(SYNCS):
             content = os.urandom(size_bytes)
-            time.sleep(pause_s)
+            time.sleep(pause_s)  # a disk and a processor that rested are slower: that is what is asked
             begun = time.monotonic()
             os.pwrite(file, content, number * size_bytes)
             os.fdatasync(file)

@@ -2,20 +2,13 @@
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.rig import Home, Popen, Server, home_of, reap, serving
+from tests.cli.rig import Home, Popen, Server, home_of, reap
 
 pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with serving(tmp_path / "server", "ann", "bob") as server:
-        yield server
 
 
 @pytest.fixture

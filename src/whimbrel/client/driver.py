@@ -1,9 +1,10 @@
 """The loop that drives the engine: feeds it what happened, commits what it changed, does what it asks.
 
-One pass: feed all waiting inputs (commands, what links told, the timer); begin the commit of what
-changed; carry out actions; hand out events and answers. Then sleep until the engine's next
-deadline or the next input. A commit runs on the writer thread, one at a time, while passes go on,
-so a ping never waits for the disk; everything that came meanwhile goes into the next one.
+One pass: tell what a commit that has ended made true, and give apps a turn; feed all waiting inputs
+(commands, what links told, the timer); begin the commit of what changed; carry out actions; hand out
+events and answers. Then sleep until the engine's next deadline or the next input. Commits
+(``client.commits``) run beside the passes, one at a time, so a ping never waits for the disk; everything
+that came meanwhile goes into the next one.
 
 States: ``running`` → (``stopping`` →) ``stopped``, and within ``running`` the store is good or
 failing. While it fails, inputs wait (links are not read), messages to send are refused with the

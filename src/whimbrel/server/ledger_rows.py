@@ -50,6 +50,7 @@ _EVENTS_DOWN = f"SELECT {_ENTRY} FROM entries WHERE position BETWEEN ? AND ? ORD
 _ENTRY_AT = f"SELECT {_ENTRY} FROM entries WHERE position = ?"  # noqa: S608
 _LOCATED = "SELECT position FROM entries WHERE id = ?"
 _STREAM = "SELECT no, last_n FROM streams WHERE device = ? AND conversation = ? AND stream = ?"
+_NUMBER_COLUMNS = "position, seq, id, digest, reason, code, text"
 _NUMBER = "SELECT seq, id, digest, reason, code, text FROM numbers WHERE position = ?"
 _COUNT_CHANGED = "SELECT count(*) FROM (SELECT 1 FROM conversations WHERE changed > ? LIMIT ?)"
 _INSERT_CONVERSATION = (
@@ -70,13 +71,14 @@ _UPSERT_MEMBER = (
 
 @cache
 def _insert_entries(count: int) -> str:
-    return f"INSERT INTO entries ({_ENTRY}) VALUES {places(13, count)}"  # noqa: S608 - constants
+    columns = _ENTRY.count(",") + 1
+    return f"INSERT INTO entries ({_ENTRY}) VALUES {places(columns, count)}"  # noqa: S608 - constants
 
 
 @cache
 def _insert_numbers(count: int) -> str:
-    columns = "position, seq, id, digest, reason, code, text"
-    return f"INSERT INTO numbers ({columns}) VALUES {places(7, count)}"  # noqa: S608 - constants
+    columns = _NUMBER_COLUMNS.count(",") + 1
+    return f"INSERT INTO numbers ({_NUMBER_COLUMNS}) VALUES {places(columns, count)}"  # noqa: S608 - constants
 
 
 def position(no: int, seq: int) -> int:
